@@ -1,0 +1,20 @@
+"""The mathematics of diffusion policies: noise schedules, the forward process and samplers. Imports torch only."""
+
+from torchrl_edp.diffusion.process import Bounds, add_noise, approximate_action, clip, posterior
+from torchrl_edp.diffusion.schedule import NoiseSchedule
+from torchrl_edp.diffusion.solvers import SOLVERS, ddim, ddpm, dpm_solver, dpm_solver_pp, plan_orders
+
+__all__ = [
+    "SOLVERS",
+    "Bounds",
+    "NoiseSchedule",
+    "add_noise",
+    "approximate_action",
+    "clip",
+    "ddim",
+    "ddpm",
+    "dpm_solver",
+    "dpm_solver_pp",
+    "plan_orders",
+    "posterior",
+]
