@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from modules_helpers import ACTION, OBSERVATION, make_actor, make_data
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.modules import ValueOperator
+from torchrl.objectives import SoftUpdate
+
+from torchrl_edp.modules import EnergyBasedActionSelector, QValueNetwork, ValueNetwork
+from torchrl_edp.objectives import EDPIQLLoss
+
+CANDIDATES = torch.tensor([-1.5, -0.5, 0.25, 1.0])
+
+
+class Menu(nn.Module):
+    """An actor whose i-th candidate is the i-th entry of a list, for all observations."""
+
+    def __init__(self, values: torch.Tensor = CANDIDATES) -> None:
+        super().__init__()
+        self.values = nn.Parameter(values.clone())
+
+    def forward(self, observation):
+        count = observation.shape[0]
+        return self.values[:count].reshape(count, *[1] * (observation.ndim - 1)).expand(*observation.shape[:-1], 1)
+
+
+class Scale(nn.Module):
+    def __init__(self, factor: float, shift: float = 0.0) -> None:
+        super().__init__()
+        self.factor, self.shift = nn.Parameter(torch.tensor(factor)), shift
+
+    def forward(self, action):
+        return self.factor * action + self.shift
+
+
+def make_selector(critic=None, actor=None, **options):
+    actor = TensorDictModule(actor or Menu(), ["observation"], ["action"])
+    critic = TensorDictModule(critic or Scale(1.0), ["action"], ["state_action_value"])
+    return EnergyBasedActionSelector(actor, critic, **{"num_action_samples": len(CANDIDATES)} | options)
+
+
+def select(selector, *batch: int) -> torch.Tensor:
+    return selector(make_data(*batch))["action"]
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 5)])
+@pytest.mark.parametrize(
+    ("critic", "best"),
+    [(Scale(1.0), 1.0), (Scale(-1.0), -1.5), (nn.Sequential(nn.Softplus(), Scale(-1.0)), -1.5)],
+)
+def test_argmax_takes_the_best(batch, critic, best):
+    action = select(make_selector(critic, mode="argmax"), *batch)
+    assert torch.equal(action, torch.full((*batch, 1), best))
+
+
+def test_every_observation_gets_its_own_choice():
+    """Q = -(a - o)^2: the nearest candidate."""
+    selector = make_selector(mode="argmax")
+    critic = TensorDictModule(
+        lambda observation, action: -((action - observation[..., :1]) ** 2), ["observation", "action"], ["value"]
+    )
+    selector.qvalue_network, selector.value_key = critic, "value"
+    observation = torch.tensor([[-9.0], [-0.7], [0.3], [5.0]])
+    action = selector(TensorDict({"observation": observation}, [4]))["action"]
+    assert torch.equal(action, CANDIDATES.unsqueeze(-1))
+
+
+@pytest.mark.parametrize(("temperature", "factor"), [(1.0, 1.0), (0.5, 1.0), (2.0, 3.0), (5.0, -1.0)])
+def test_frequencies_follow_the_softmax(temperature, factor):
+    count = 40_000
+    action = select(make_selector(Scale(factor), temperature=temperature), count).squeeze(-1)
+    seen = torch.stack([(action == value).sum() for value in CANDIDATES])
+    expected = count * (factor * CANDIDATES / temperature).softmax(0)
+    chi_square = ((seen - expected) ** 2 / expected).sum()
+    assert seen.sum() == count and chi_square < 16.3, "0.1 % of a chi-square with 3 degrees of freedom"
+
+
+@pytest.mark.parametrize("mode", ["sample", "argmax"])
+@pytest.mark.parametrize(("factor", "shift"), [(1e-3, 0.0), (100.0, -700.0)])
+def test_standardize_makes_the_scale_of_q_irrelevant(mode, factor, shift):
+    def choices(factor, shift, **options):
+        torch.manual_seed(0)
+        return select(make_selector(Scale(factor, shift), mode=mode, **options), 500)
+
+    assert torch.equal(choices(1.0, 0.0, standardize=True), choices(factor, shift, standardize=True))
+    if mode == "sample":
+        assert not torch.equal(choices(1.0, 0.0), choices(factor, shift))
+        energies = (CANDIDATES - CANDIDATES.mean()) / CANDIDATES.std()
+        torch.manual_seed(0)
+        by_hand = select(make_selector(actor=Menu(), critic=Table(energies)), 500)
+        assert torch.equal(by_hand, choices(1.0, 0.0, standardize=True))
+
+
+class Table(nn.Module):
+    """The energy of each candidate from a list."""
+
+    def __init__(self, energies: torch.Tensor) -> None:
+        super().__init__()
+        self.energies = energies
+
+    def forward(self, action):
+        return self.energies[(action - CANDIDATES).abs().argmin(-1, keepdim=True)]
+
+
+def test_standardize_without_a_difference():
+    assert select(make_selector(Scale(0.0), standardize=True), 50).isfinite().all()
+
+
+def test_one_candidate_needs_no_critic():
+    def critic(action):
+        raise AssertionError("asked")
+
+    selector = make_selector(num_action_samples=1)
+    selector.qvalue_network = TensorDictModule(critic, ["action"], ["state_action_value"])
+    assert torch.equal(select(selector, 3), CANDIDATES[:1].expand(3, 1))
+
+
+def test_the_energy_is_the_minimum_over_critics():
+    """min(a, -a) = -abs(a): the candidate nearest to 0; each critic alone chooses an end."""
+    critics = [TensorDictModule(Scale(f), ["action"], ["state_action_value"]) for f in (1.0, -1.0)]
+    params = TensorDict.from_modules(*critics, as_module=True)
+    for stacked, best in [(params, 0.25), (params[:1], 1.0), (params[1:], -1.5), (params[0], 1.0), (params[1], -1.5)]:
+        selector = make_selector(Scale(5.0), mode="argmax", qvalue_params=stacked)
+        assert torch.equal(select(selector, 2, 3), torch.full((2, 3, 1), best))
+
+
+def test_dropout_in_the_critics_is_allowed():
+    critics = [
+        TensorDictModule(nn.Sequential(Scale(1.0), nn.Dropout(0.5)), ["action"], ["state_action_value"]) for _ in "12"
+    ]
+    params = TensorDict.from_modules(*critics, as_module=True)
+    selector = make_selector(qvalue_params=params)
+    selector.qvalue_network = critics[0]
+    assert select(selector, 5).shape == (5, 1)
+
+
+def test_actor_params_are_used():
+    actor = TensorDictModule(Menu(-2 * CANDIDATES), ["observation"], ["action"])
+    params = TensorDict.from_module(actor, as_module=True)
+    assert torch.equal(select(make_selector(mode="argmax"), 2), torch.full((2, 1), 1.0))
+    assert torch.equal(select(make_selector(mode="argmax", actor_params=params), 2), torch.full((2, 1), 3.0))
+
+
+def test_the_targets_of_a_loss():
+    """It acts with the loss's averaged networks, and follows them."""
+    actor = make_actor(clip_actions=False)
+    qvalue = ValueOperator(QValueNetwork(OBSERVATION, ACTION, hidden_sizes=(8,)), in_keys=["observation", "action"])
+    loss = EDPIQLLoss(actor, qvalue, ValueOperator(ValueNetwork(OBSERVATION, hidden_sizes=(8,))))
+    updater = SoftUpdate(loss, tau=0.5)
+    selector = EnergyBasedActionSelector(
+        actor,
+        qvalue,
+        actor_params=loss.target_actor_network_params,
+        qvalue_params=loss.target_qvalue_network_params,
+        num_action_samples=6,
+        mode="argmax",
+    )
+    data = make_data(5)
+
+    def act():
+        torch.manual_seed(0)
+        return selector(data.clone())["action"]
+
+    def by_hand():
+        torch.manual_seed(0)
+        with loss.target_actor_network_params.to_module(actor):
+            actions = actor(data.expand(6, 5).clone())["action"]
+        inputs = TensorDict({"observation": data["observation"].expand(6, 5, -1), "action": actions}, [6, 5])
+        values = []
+        for i in range(2):
+            with loss.target_qvalue_network_params[i].to_module(qvalue):
+                values.append(qvalue(inputs.clone())["state_action_value"])
+        best = torch.stack(values).amin(0).argmax(0).squeeze(-1)
+        return actions[best, torch.arange(5)]
+
+    before = act()
+    torch.testing.assert_close(before, by_hand())
+    with torch.no_grad():
+        for params in (loss.actor_network_params, loss.qvalue_network_params):
+            for value in params.values(True, True):
+                value.normal_()
+    torch.testing.assert_close(act(), before, rtol=0, atol=0)
+    updater.step()
+    assert not torch.allclose(act(), before)
+    torch.testing.assert_close(act(), by_hand())
+
+
+def test_keys_and_what_is_written():
+    actor = make_actor(in_keys=[("agent", "state")], out_keys=[("agent", "act")])
+    qvalue = TensorDictModule(
+        lambda action, goal: (action * goal).sum(-1, keepdim=True), [("agent", "act"), "goal"], [("agent", "q")]
+    )
+    selector = EnergyBasedActionSelector(actor, qvalue, action_key=("agent", "act"), value_key=("agent", "q"))
+    assert selector.in_keys == [("agent", "state"), "goal"] and selector.out_keys == [("agent", "act")]
+    data = TensorDict({"agent": {"state": torch.randn(5, OBSERVATION)}, "goal": torch.ones(5, ACTION)}, [5])
+    data["agent", "act"] = torch.full((5, ACTION), 9.0)  # what stands there is neither read nor kept
+    result = selector(data)
+    assert result is data and set(data["agent"].keys()) == {"state", "act"} and data["agent", "act"].abs().max() <= 1
+
+
+def test_dispatch():
+    assert make_selector(mode="argmax")(observation=torch.zeros(3, OBSERVATION)).tolist() == [[1.0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_action_samples": 0}, "num_action_samples must be at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0: use mode='argmax'"),
+        ({"mode": "best"}, "mode must be 'sample' or 'argmax', got 'best'"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_selector(**options)
+
+
+@pytest.mark.parametrize("critics", [1, 2])
+@pytest.mark.filterwarnings("ignore:Using lock_.. inside a compiled graph:UserWarning")  # tensordict, from vmap
+def test_compiled_in_one_graph(critics):
+    actor = make_actor(num_calls=1, solver="ddim")
+    networks = [
+        ValueOperator(QValueNetwork(OBSERVATION, ACTION, hidden_sizes=(8,)), in_keys=["observation", "action"])
+        for _ in range(critics)
+    ]
+    params = TensorDict.from_modules(*networks, as_module=True) if critics > 1 else None
+    selector = EnergyBasedActionSelector(actor, networks[0], qvalue_params=params, num_action_samples=3)
+    compiled = torch.compile(selector, fullgraph=True, backend="aot_eager")
+    data = make_data(5)
+    torch.manual_seed(0)
+    action = compiled(data.clone())["action"]
+    torch.manual_seed(0)
+    torch.testing.assert_close(action, selector(data.clone())["action"])

@@ -1,0 +1,233 @@
+"""EDPActor: a diffusion policy as a TorchRL module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from tensordict.nn.probabilistic import InteractionType, interaction_type
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torchrl.data import Bounded, Composite, TensorSpec
+from torchrl.modules import SafeModule
+
+from torchrl_edp.diffusion import SOLVERS, Bounds, NoiseSchedule, add_noise, clip
+
+Prediction = Literal["noise", "velocity"]
+
+
+class DiffusionSampler(nn.Module):
+    """What an :class:`EDPActor` wraps: the noise network and the solver that turns noise into actions.
+
+    Its constructor arguments are those of :class:`EDPActor`. ``solver``, ``num_calls``, ``solver_kwargs``,
+    ``initial_noise_scale`` and ``policy_scale`` are plain attributes and may be changed after training.
+
+    Examples:
+        >>> from torchrl_edp.modules import NoisePredictionMLP
+        >>> sampler = DiffusionSampler(NoisePredictionMLP(11, 3), action_size=3)
+        >>> sampler.num_calls = 5
+        >>> sampler.sample(torch.zeros(4, 11), torch.randn(4, 3)).shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(
+        self,
+        noise_network: nn.Module,
+        *,
+        action_size: int,
+        schedule: NoiseSchedule | None = None,
+        prediction: Prediction = "noise",
+        solver: str = "dpm_solver",
+        num_calls: int | None = 15,
+        solver_kwargs: dict[str, Any] | None = None,
+        bounds: Bounds | None = (-1.0, 1.0),
+        initial_noise_scale: float = 1.0,
+        policy_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if prediction not in ("noise", "velocity"):
+            raise ValueError(f"prediction must be 'noise' or 'velocity', got {prediction!r}.")
+        self.noise_network = noise_network
+        self.action_size = action_size
+        self.schedule = NoiseSchedule() if schedule is None else schedule
+        self.prediction = prediction
+        self.solver = solver
+        self.num_calls = num_calls
+        self.solver_kwargs = dict(solver_kwargs or {})
+        self.bounds = bounds
+        self.initial_noise_scale = initial_noise_scale
+        self.policy_scale = policy_scale
+
+    @property
+    def solver(self) -> str:
+        """Name of the solver: one of ``torchrl_edp.diffusion.SOLVERS``."""
+        return self._solver
+
+    @solver.setter
+    def solver(self, name: str) -> None:
+        if name not in SOLVERS:
+            raise ValueError(f"Unknown solver {name!r}: choose one of {sorted(SOLVERS)}.")
+        self._solver = name
+
+    @property
+    def num_steps(self) -> int:
+        """Number of diffusion steps K."""
+        return self.schedule.num_steps
+
+    def add_noise(self, action: Tensor, diffusion_step: Tensor) -> tuple[Tensor, Tensor]:
+        """Corrupt actions [*B, A] at integer steps [*B]; returns the noisy action and the noise, both [*B, A]."""
+        noise = torch.randn_like(action)
+        return add_noise(action, noise, diffusion_step, self.schedule), noise
+
+    def predict_noise(self, noisy_action: Tensor, diffusion_step: Tensor, observation: Tensor) -> Tensor:
+        """The predicted noise [*B, A] at integer steps [*B]: one call of the network."""
+        output = self.noise_network(noisy_action, diffusion_step.to(_step_dtype(noisy_action)), observation)
+        if self.prediction == "noise":
+            return output
+        alpha = self.schedule.at("alpha_bars", diffusion_step, noisy_action).sqrt()
+        sigma = self.schedule.at("noise_variances", diffusion_step, noisy_action).sqrt()
+        return (alpha * output + sigma * noisy_action).to(noisy_action.dtype)
+
+    def score_network(self, model_input: Tensor) -> Tensor:
+        """The noise prediction on [noisy action, observation, step] [*B, A + O + 1], as DiffusionBCLoss calls it."""
+        noisy_action = model_input[..., : self.action_size]
+        step = model_input[..., -1].round().long().clamp_max(self.num_steps - 1)  # bfloat16 rounds 999 to 1000
+        return self.predict_noise(noisy_action, step, model_input[..., self.action_size : -1])
+
+    def sample(self, observation: Tensor, initial_noise: Tensor, **kwargs: Any) -> Tensor:
+        """Solve from ``initial_noise`` [*B, A] to actions [*B, A], given [*B, O]; options override the solver's."""
+
+        def model(noisy_action: Tensor, step: float) -> Tensor:
+            dtype = _step_dtype(noisy_action)
+            steps = torch.full(noisy_action.shape[:-1], step, dtype=dtype, device=noisy_action.device)
+            output = self.noise_network(noisy_action, steps, observation)
+            if self.prediction == "noise":
+                return output
+            time = (step + 1) / self.schedule.num_steps
+            return self.schedule.alpha(time) * output + self.schedule.sigma(time) * noisy_action
+
+        options = {"initial_noise_scale": self.initial_noise_scale, "policy_scale": self.policy_scale}
+        options |= {"num_calls": self.num_calls, "bounds": self.bounds} | self.solver_kwargs | kwargs
+        action = SOLVERS[self.solver](model, initial_noise, self.schedule, **options)
+        return action if self.bounds is None else clip(action, self.bounds)
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        """Actions [*B, A] for ``inputs``: observations [*B, O_i], concatenated, then the initial noise or None.
+
+        Without initial noise it is drawn when the exploration type is RANDOM or None, and zero otherwise.
+        """
+        *parts, initial_noise = inputs
+        observations = [part for part in parts if part is not None]
+        if len(observations) < len(parts):
+            raise KeyError(f"EDPActor misses an observation: {[i for i, part in enumerate(parts) if part is None]}.")
+        observation = torch.cat(observations, -1) if len(observations) > 1 else observations[0]
+        if initial_noise is None:
+            shape = (*observation.shape[:-1], self.action_size)
+            random = interaction_type() in (InteractionType.RANDOM, None)
+            draw = torch.randn if random else torch.zeros
+            initial_noise = draw(shape, dtype=observation.dtype, device=observation.device)
+        return self.sample(observation, initial_noise)
+
+
+class EDPActor(SafeModule):
+    """A diffusion policy: observation to action by any solver.
+
+    Under exploration type RANDOM (or None) it samples; under DETERMINISTIC, MODE and MEAN it starts from zero noise,
+    which with an ODE solver is a repeatable action of high likelihood (App. C.4 of the paper). The initial noise may
+    be given in the tensordict under ``initial_noise``.
+
+    Args:
+        noise_network: ``noise_network(noisy_action [*B, A], diffusion_step [*B], observation [*B, O]) -> [*B, A]``;
+            ``diffusion_step`` is float32 or better, in 0..K-1, fractional under ODE solvers.
+
+    Keyword Args:
+        action_size: A; taken from ``spec`` or ``noise_network.action_size`` if omitted.
+        schedule: noise schedule, by default :class:`NoiseSchedule` with K = 1000, linear (the paper's).
+        prediction: what the network's output means: ``"noise"`` (the paper) or ``"velocity"``, sqrt(abar) eps -
+            sqrt(1 - abar) a, from which noise and action both follow without dividing by small numbers
+            (https://arxiv.org/abs/2202.00512).
+        solver: ``"dpm_solver"``, ``"dpm_solver_pp"``, ``"ddim"`` or ``"ddpm"``.
+        num_calls: network calls per action (paper: 15); None for all K, with ``"ddpm"``.
+        solver_kwargs: further options of the solver function, such as ``order`` or ``spacing``.
+        clip_actions: clip the implied action at every call, and the result, to the bounds (reference code: True).
+        initial_noise_scale: factor of the initial noise in [0, 1] (App. C.4); 1 samples the policy.
+        policy_scale: factor of the predicted noise while sampling (App. C.4).
+        in_keys: observations, concatenated in this order; ``["observation"]`` by default.
+        out_keys: ``["action"]`` by default.
+        spec: action spec; bounds are taken from it when it is bounded, else they are [-1, 1].
+        initial_noise_key: optional input with the noise to start from.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from torchrl_edp.modules import NoisePredictionMLP
+        >>> actor = EDPActor(NoisePredictionMLP(11, 3))
+        >>> actor(TensorDict({"observation": torch.zeros(4, 11)}, [4]))["action"].shape
+        torch.Size([4, 3])
+
+    Source: Sec. 4 of https://arxiv.org/abs/2305.20081.
+    """
+
+    def __init__(
+        self,
+        noise_network: nn.Module,
+        *,
+        action_size: int | None = None,
+        schedule: NoiseSchedule | None = None,
+        prediction: Prediction = "noise",
+        solver: str = "dpm_solver",
+        num_calls: int | None = 15,
+        solver_kwargs: dict[str, Any] | None = None,
+        clip_actions: bool = True,
+        initial_noise_scale: float = 1.0,
+        policy_scale: float = 1.0,
+        in_keys: Sequence[NestedKey] | None = None,
+        out_keys: Sequence[NestedKey] | None = None,
+        spec: TensorSpec | None = None,
+        initial_noise_key: NestedKey = "initial_noise",
+        **kwargs: Any,
+    ) -> None:
+        in_keys = ["observation"] if in_keys is None else list(in_keys)
+        out_keys = ["action"] if out_keys is None else list(out_keys)
+        action_spec = spec[out_keys[0]] if isinstance(spec, Composite) else spec
+        if spec is not None and not isinstance(spec, Composite):
+            spec = Composite({out_keys[0]: spec})
+        if action_size is None and action_spec is not None:
+            action_size = action_spec.shape[-1]
+        if action_size is None:
+            action_size = getattr(noise_network, "action_size", None)
+        if action_size is None:
+            raise ValueError("The action size is unknown: pass action_size, or spec.")
+        sampler = DiffusionSampler(
+            noise_network,
+            action_size=action_size,
+            schedule=schedule,
+            prediction=prediction,
+            solver=solver,
+            num_calls=num_calls,
+            solver_kwargs=solver_kwargs,
+            bounds=_bounds(action_spec) if clip_actions else None,
+            initial_noise_scale=initial_noise_scale,
+            policy_scale=policy_scale,
+        )
+        super().__init__(sampler, in_keys=[*in_keys, initial_noise_key], out_keys=out_keys, spec=spec, **kwargs)
+
+    @property
+    def observation_keys(self) -> list[NestedKey]:
+        """The input keys without that of the initial noise."""
+        return self.in_keys[:-1]
+
+
+def _step_dtype(like: Tensor) -> torch.dtype:
+    """Half precision cannot tell neighbouring diffusion steps apart."""
+    return torch.promote_types(like.dtype, torch.float32)
+
+
+def _bounds(spec: TensorSpec | None) -> Bounds:
+    if not isinstance(spec, Bounded):
+        return (-1.0, 1.0)
+    # One row is enough: a batched spec repeats the bounds.
+    low, high = (bound.reshape(-1, spec.shape[-1])[0] for bound in (spec.space.low, spec.space.high))
+    if bool((low == low[0]).all() and (high == high[0]).all()):
+        return (float(low[0]), float(high[0]))
+    return (low, high)

@@ -1,0 +1,127 @@
+"""Energy-based action selection: many candidates from the policy, one chosen by the critic."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+SelectionMode = Literal["sample", "argmax"]
+
+
+class EnergyBasedActionSelector(TensorDictModuleBase):
+    """Draw N actions, keep one with probability proportional to exp(Q / temperature).
+
+    All candidates of all observations go through actor and critics in one batched pass; the energy is the minimum
+    over critics.
+
+    Args:
+        actor_network: reads observations, writes the action; must sample (an :class:`EDPActor` does).
+        qvalue_network: reads observations and action, writes ``state_action_value``.
+
+    Keyword Args:
+        actor_params: parameters for ``actor_network``, such as ``loss.target_actor_network_params``; None uses its own.
+        qvalue_params: parameters of E critics stacked along the first dimension (or of one), such as
+            ``loss.target_qvalue_network_params``; None uses the network's own.
+        num_action_samples: N. Paper: 10; reference code: 50.
+        temperature: divides Q. Default 1 (paper and reference code).
+        mode: ``"sample"`` (Alg. 2) or ``"argmax"``, the best candidate.
+        standardize: subtract the candidates' mean Q and divide by their deviation first, so that the choice does not
+            depend on the scale of the rewards.
+        action_key: where the actor writes and the critic reads the action.
+        value_key: where the critic writes its value.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from torchrl.modules import ValueOperator
+        >>> from torchrl_edp.modules import EDPActor, NoisePredictionMLP, QValueNetwork
+        >>> actor = EDPActor(NoisePredictionMLP(11, 3))
+        >>> qvalue = ValueOperator(QValueNetwork(11, 3), in_keys=["observation", "action"])
+        >>> policy = EnergyBasedActionSelector(actor, qvalue, num_action_samples=10)
+        >>> policy(TensorDict({"observation": torch.zeros(4, 11)}, [4]))["action"].shape
+        torch.Size([4, 3])
+
+    Source: Alg. 2 of https://arxiv.org/abs/2305.20081.
+    """
+
+    def __init__(
+        self,
+        actor_network: TensorDictModule,
+        qvalue_network: TensorDictModule,
+        *,
+        actor_params: TensorDictParams | None = None,
+        qvalue_params: TensorDictParams | None = None,
+        num_action_samples: int = 10,
+        temperature: float = 1.0,
+        mode: SelectionMode = "sample",
+        standardize: bool = False,
+        action_key: NestedKey = "action",
+        value_key: NestedKey = "state_action_value",
+    ) -> None:
+        super().__init__()
+        if num_action_samples < 1:
+            raise ValueError(f"num_action_samples must be at least 1, got {num_action_samples}.")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}: use mode='argmax' for its limit 0.")
+        if mode not in ("sample", "argmax"):
+            raise ValueError(f"mode must be 'sample' or 'argmax', got {mode!r}.")
+        self.actor_network = actor_network
+        self.qvalue_network = qvalue_network
+        self.actor_params = actor_params
+        self.qvalue_params = qvalue_params
+        self.num_action_samples = num_action_samples
+        self.temperature = temperature
+        self.mode = mode
+        self.standardize = standardize
+        self.action_key = action_key
+        self.value_key = value_key
+        observation_keys = getattr(actor_network, "observation_keys", actor_network.in_keys)
+        keys = dict.fromkeys([*observation_keys, *qvalue_network.in_keys])
+        self.in_keys = [key for key in keys if key != action_key]
+        self.out_keys = [action_key]
+
+    @dispatch(auto_batch_size=False)
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the selected action into ``tensordict`` [*B] and return it."""
+        inputs = tensordict.select(*self.in_keys, strict=False)
+        candidates = inputs.expand(self.num_action_samples, *tensordict.batch_size).clone(recurse=False)
+        candidates = self._call(self.actor_network, candidates, self.actor_params)
+        actions = candidates.get(self.action_key)
+        if self.num_action_samples == 1:
+            return tensordict.set(self.action_key, actions[0])
+        chosen = self._choose(self._energies(candidates))
+        index = chosen.reshape(1, *chosen.shape, 1).expand(1, *actions.shape[1:])
+        return tensordict.set(self.action_key, actions.gather(0, index)[0])
+
+    def _energies(self, candidates: TensorDictBase) -> Tensor:
+        """Minimum over critics of the candidates' values, [N, *B]."""
+        candidates = candidates.select(*self.qvalue_network.in_keys)
+        if self.qvalue_params is None or self.qvalue_params.ndim == 0:
+            return self._call(self.qvalue_network, candidates, self.qvalue_params).get(self.value_key).squeeze(-1)
+
+        def value(params: TensorDictBase) -> Tensor:
+            return self._call(self.qvalue_network, candidates.copy(), params).get(self.value_key)
+
+        return torch.vmap(value, randomness="different")(self.qvalue_params).squeeze(-1).amin(0)
+
+    def _choose(self, energies: Tensor) -> Tensor:
+        """Index [*B] of the chosen candidate, from energies [N, *B]."""
+        if self.standardize:
+            deviation = energies.std(0, keepdim=True).clamp_min(torch.finfo(energies.dtype).eps)
+            energies = (energies - energies.mean(0, keepdim=True)) / deviation
+        if self.mode == "sample":
+            # Adding Gumbel noise and taking the maximum draws from the softmax.
+            gumbel = -torch.empty_like(energies).exponential_().log()
+            energies = energies / self.temperature + gumbel
+        return energies.argmax(0)
+
+    @staticmethod
+    def _call(network: TensorDictModule, tensordict: TensorDictBase, params: TensorDictBase | None) -> TensorDictBase:
+        if params is None:
+            return network(tensordict)
+        with params.to_module(network, preserve_module_state=False):
+            return network(tensordict)
