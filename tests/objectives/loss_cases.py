@@ -1,0 +1,166 @@
+"""The losses under test and tiny networks and data for them: one table that every contract test runs over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor, nn
+from torchrl.modules import ValueOperator
+from torchrl.objectives import LossModule, SoftUpdate
+
+from torchrl_edp import EDPActor, EDPIQLLoss, NoiseSchedule
+from torchrl_edp.configs.losses import EDPIQLLossConfig
+from torchrl_edp.modules import NoisePredictionMLP, QValueNetwork, ValueNetwork
+
+OBS, A, K = 3, 2, 50
+WIDTHS = (8, 8)
+
+
+@dataclass
+class LossCase:
+    """A loss class and what the contract has to know of it."""
+
+    name: str
+    loss: type[LossModule]
+    networks: dict[str, str]  # loss term -> the one network it trains
+    config: type
+
+    @property
+    def terms(self) -> list[str]:
+        return list(self.networks)
+
+
+CASES = [
+    LossCase(
+        "iql",
+        EDPIQLLoss,
+        {"loss_actor": "actor_network", "loss_qvalue": "qvalue_network", "loss_value": "value_network"},
+        EDPIQLLossConfig,
+    ),
+]
+
+
+@dataclass
+class Keys:
+    """The names of everything in the data."""
+
+    observation: NestedKey = "observation"
+    action: NestedKey = "action"
+    reward: NestedKey = "reward"
+    done: NestedKey = "done"
+    terminated: NestedKey = "terminated"
+    value: NestedKey = "state_value"
+    state_action_value: NestedKey = "state_action_value"
+    priority: NestedKey = "td_error"
+    diffusion_step: NestedKey = "diffusion_step"
+    diffusion_noise: NestedKey = "diffusion_noise"
+
+    def of_loss(self) -> dict[str, NestedKey]:
+        return {name: key for name, key in vars(self).items() if name != "observation"}
+
+
+NESTED = Keys(
+    *[("group", name) for name in ("obs", "act")],
+    *[("group", name) for name in ("rew", "end", "term")],
+    *[("group", name) for name in ("v", "q", "prio", "step", "eps")],
+)
+
+
+def make_networks(
+    num_critics: int = 1, keys: Keys | None = None, wrap: Callable[[nn.Module], nn.Module] = lambda net: net
+) -> dict[str, TensorDictModule | list[TensorDictModule]]:
+    """Actor, critics (a list) and value network; ``wrap`` changes every plain network."""
+    keys = keys or Keys()
+    noise = wrap(NoisePredictionMLP(OBS, A, hidden_sizes=WIDTHS))
+    schedule = NoiseSchedule(K)
+    critics = [
+        ValueOperator(
+            wrap(QValueNetwork(OBS, A, hidden_sizes=WIDTHS)),
+            in_keys=[keys.observation, keys.action],
+            out_keys=[keys.state_action_value],
+        )
+        for _ in range(num_critics)
+    ]
+    value = wrap(ValueNetwork(OBS, hidden_sizes=WIDTHS))
+    return {
+        "actor_network": EDPActor(
+            noise, action_size=A, schedule=schedule, in_keys=[keys.observation], out_keys=[keys.action]
+        ),
+        "qvalue_network": critics,
+        "value_network": ValueOperator(value, in_keys=[keys.observation], out_keys=[keys.value]),
+    }
+
+
+def make_loss(
+    case: LossCase,
+    num_qvalue_nets: int = 2,
+    *,
+    networks: dict[str, Any] | None = None,
+    updater: bool = True,
+    double: bool = False,
+    **kwargs: Any,
+) -> LossModule:
+    """A loss with tiny networks; its averages belong to an updater, as they should."""
+    networks = networks or make_networks(num_qvalue_nets)
+    taken = {name: net for name, net in networks.items() if name in case.networks.values()}
+    loss = case.loss(**taken, num_qvalue_nets=num_qvalue_nets, **kwargs)
+    if double:
+        loss = loss.double()
+    if updater and any(name.startswith("target_") for name in loss._modules):
+        SoftUpdate(loss, tau=0.1)
+    return loss
+
+
+def spread(loss: LossModule) -> LossModule:
+    """Move every target and widen every parameter, so that no two numbers agree by accident."""
+    for tensor in [*loss.parameters(), *loss.buffers()]:
+        if tensor.is_floating_point() and tensor.ndim:
+            tensor.data.add_(0.2 * torch.randn_like(tensor))
+    return loss
+
+
+def make_data(
+    batch: Sequence[int] = (4,), keys: Keys | None = None, *, dtype: torch.dtype = torch.float32, draws: bool = True
+) -> TensorDictBase:
+    """Transitions; the second half of the batch terminated. ``draws`` adds diffusion steps and noise."""
+    keys = keys or Keys()
+    batch = torch.Size(batch)
+    ends = (torch.arange(batch.numel()) >= (batch.numel() + 1) // 2).view(*batch, 1)
+    normal = {"dtype": dtype}
+    data = {
+        keys.observation: torch.randn(*batch, OBS, **normal),
+        keys.action: torch.rand(*batch, A, **normal) * 2 - 1,
+        unravel_key(("next", keys.observation)): torch.randn(*batch, OBS, **normal),
+        unravel_key(("next", keys.reward)): torch.randn(*batch, 1, **normal),
+        unravel_key(("next", keys.done)): ends,
+        unravel_key(("next", keys.terminated)): ends.clone(),
+    }
+    if draws:
+        data[keys.diffusion_step] = torch.randint(K, batch)
+        data[keys.diffusion_noise] = torch.randn(*batch, A, **normal)
+    result = TensorDict({}, batch_size=batch)
+    for key, value in data.items():
+        result.set(key, value)
+    return result
+
+
+def as_kwargs(data: TensorDictBase) -> dict[str, Tensor]:
+    """The arguments of a dispatched call."""
+    return {"_".join([key] if isinstance(key, str) else key): value for key, value in data.items(True, True)}
+
+
+def gradients(loss: LossModule, value: Tensor) -> dict[str, Tensor | None]:
+    """Gradient of ``value`` on every parameter, None where it does not reach."""
+    names, parameters = zip(*loss.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(value, parameters, allow_unused=True), strict=True))
+
+
+def total(output: TensorDictBase) -> Tensor:
+    """The sum of all loss terms, as a trainer takes it."""
+    return sum(value.sum() for key, value in output.items() if key.startswith("loss_"))

@@ -1,0 +1,64 @@
+"""The Hydra configurations have the constructors' arguments and defaults."""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+from dataclasses import MISSING, fields
+
+import pytest
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_method, instantiate
+from loss_cases import make_data, make_networks
+from omegaconf import OmegaConf
+from tensordict import assert_close
+from torchrl.objectives import SoftUpdate
+from torchrl.trainers.algorithms.configs.objectives import LossConfig
+
+from torchrl_edp.configs import losses
+
+
+def test_fields_are_the_constructors_arguments(case):
+    assert issubclass(case.config, LossConfig)
+    arguments = list(inspect.signature(case.loss.__init__).parameters.values())[1:]
+    found = {field.name: field.default for field in fields(case.config) if not field.name.startswith("_")}
+    assert MISSING not in found.values()
+    expected = {argument.name: argument.default for argument in arguments}
+    expected |= dict.fromkeys(("actor_network", "qvalue_network", "value_network") & expected.keys())
+    assert found == expected
+
+
+def test_registered_by_a_call_and_not_by_an_import(case, monkeypatch):
+    stored = {}
+    monkeypatch.setattr(ConfigStore, "store", lambda self, name, node, group: stored.update({(group, name): node}))
+    runpy.run_path(losses.__file__)
+    assert stored == {}
+    losses.register_losses()
+    assert stored["loss", f"edp_{case.name}"] is case.config
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"guidance_steps": [2, 9], "reduction": "sum", "num_qvalue_nets": 1}], ids=str
+)
+def test_instantiates_the_loss(case, settings):
+    networks = make_networks(settings.get("num_qvalue_nets", 2))
+    loss = instantiate(OmegaConf.structured(case.config(**settings, gamma=0.5)), **networks)
+    assert type(loss) is case.loss and loss.value_estimator.gamma == 0.5
+    SoftUpdate(loss, tau=0.1)
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    direct = case.loss(**networks, **plain).make_value_estimator(gamma=0.5)
+    SoftUpdate(direct, tau=0.1)
+    data = make_data()
+    assert_close(loss(data), direct(data))
+
+
+def test_networks_may_be_factories(case):
+    factories = {}
+    for name, network in make_networks(1).items():
+        network = network[0] if isinstance(network, list) else network
+        factory = lambda network=network: network  # noqa: E731
+        factory._target_ = "as a partial configuration has"
+        factories[name] = factory
+    loss = get_method(case.config._target_)(**factories)
+    assert isinstance(loss, case.loss) and isinstance(loss.actor_network, torch.nn.Module)

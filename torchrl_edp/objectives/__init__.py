@@ -1,0 +1,5 @@
+"""EDP's losses as TorchRL LossModules."""
+
+from torchrl_edp.objectives.iql import EDPIQLLoss
+
+__all__ = ["EDPIQLLoss"]

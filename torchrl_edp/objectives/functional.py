@@ -1,0 +1,162 @@
+"""The pieces of the losses as pure functions of tensors."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from torchrl_edp.diffusion import NoiseSchedule
+
+WeightNormalization = Literal["mean", "softmax"]
+StepWeighting = Literal["uniform", "alpha_bar", "snr"]
+
+
+def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
+    """Asymmetric square of a difference: abs(expectile - 1[x < 0]) x^2.
+
+    Args:
+        difference: Q - V, any shape.
+        expectile: in (0, 1); above 0.5 it pushes V towards the best of the data.
+
+    Returns:
+        A tensor of the same shape.
+
+    Examples:
+        >>> expectile_loss(torch.tensor([2.0, -2.0]), 0.75)
+        tensor([3., 1.])
+
+    Source: Eq. 22 of https://arxiv.org/abs/2305.20081; https://arxiv.org/abs/2110.06169.
+    """
+    return torch.where(difference < 0, 1 - expectile, expectile) * difference.square()
+
+
+def advantage_weight(
+    advantage: Tensor,
+    temperature: float = 1.0,
+    cap: float | None = 100.0,
+    normalization: WeightNormalization | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Weight of a sample in the policy's likelihood: exp(temperature * advantage), capped, then normalised.
+
+    The exponent is capped, not the weight, so that no advantage overflows.
+
+    Args:
+        advantage: Q - V, any shape.
+        temperature: multiplies the advantage.
+        cap: largest weight, None for no cap.
+        normalization: None; ``"mean"`` divides by the mean, so that the average weight is 1 and the guidance does not
+            drown when all advantages are low; ``"softmax"`` makes the weights sum to 1 (reference code), without cap.
+        mask: samples that count, of the shape of ``advantage``; the others get weight 0.
+
+    Returns:
+        Weights of the shape of ``advantage``, detached.
+
+    Examples:
+        >>> advantage_weight(torch.tensor([0.0, 1.0e4]))
+        tensor([  1.0000, 100.0000])
+
+    Source: Sec. 4.3 of https://arxiv.org/abs/2305.20081 and its reference code.
+    """
+    exponent = temperature * advantage.detach()
+    if cap is not None and normalization != "softmax":
+        exponent = exponent.clamp_max(math.log(cap))
+    if mask is not None:
+        exponent = torch.where(mask, exponent, -torch.inf)
+    if normalization is None:
+        return exponent.exp()
+    # A softmax is computed relative to the largest exponent, so that very low advantages do not underflow.
+    weight = exponent.reshape(-1).softmax(0).view_as(exponent)
+    if mask is not None:
+        weight = torch.where(mask, weight, 0.0)  # without any valid sample the softmax is NaN
+    if normalization == "mean":
+        weight = weight * (weight.numel() if mask is None else mask.sum())
+    return weight
+
+
+def elbo_weights(schedule: NoiseSchedule, kind: Literal["posterior", "beta", "normalized"] = "posterior") -> Tensor:
+    """Weight of the squared noise error in the evidence lower bound, by diffusion step: float64 [K].
+
+    ``"posterior"`` is Eq. 12, b / (2 alpha (1 - abar^{k-1})), with 1 - abar^0 = 0 replaced by 1 - abar^1;
+    ``"beta"`` uses the reverse variance b instead: b / (2 alpha (1 - abar^k)); ``"normalized"`` rescales the latter to
+    mean 1, as the reference code does.
+
+    Examples:
+        >>> elbo_weights(NoiseSchedule(1000), "normalized").mean().round(decimals=6)
+        tensor(1., dtype=torch.float64)
+
+    Source: Eq. 12 of https://arxiv.org/abs/2305.20081 and its reference code.
+    """
+    alpha_bars, betas = schedule.alpha_bars, schedule.betas
+    if kind == "posterior":
+        alpha_bars = torch.cat([alpha_bars[:1], alpha_bars[:-1]])
+    weights = betas / (2 * (1 - betas) * (1 - alpha_bars))
+    return weights / weights.mean() if kind == "normalized" else weights
+
+
+def step_weights(
+    schedule: NoiseSchedule,
+    weighting: StepWeighting = "uniform",
+    limits: tuple[int, int] | None = None,
+    max_snr: float = 5.0,
+) -> Tensor:
+    """Weight of the guidance term by diffusion step: float64 [K].
+
+    An approximated action is only as good as its corrupted start: near step K the error of the noise prediction is
+    multiplied by sqrt(1 - abar) / sqrt(abar), beyond 100, and a few such samples dominate the guidance gradient.
+
+    Args:
+        schedule: the noise schedule.
+        weighting: ``"uniform"`` (the paper), ``"alpha_bar"``, or ``"snr"``: min(abar / (1 - abar), max_snr) / max_snr.
+        limits: (first, last) steps in 0..K-1 that are guided, inclusive; all others get weight 0.
+        max_snr: truncation of the signal-to-noise ratio.
+
+    Examples:
+        >>> step_weights(NoiseSchedule(1000), limits=(0, 499)).sum()
+        tensor(500., dtype=torch.float64)
+    """
+    alpha_bars = schedule.alpha_bars
+    if weighting == "uniform":
+        weights = torch.ones_like(alpha_bars)
+    elif weighting == "alpha_bar":
+        weights = alpha_bars.clone()
+    elif weighting == "snr":
+        weights = (alpha_bars / (1 - alpha_bars)).clamp_max(max_snr) / max_snr
+    else:
+        raise ValueError(f"guidance_weighting must be 'uniform', 'alpha_bar' or 'snr', got {weighting!r}.")
+    if limits is not None:
+        first, last = limits
+        if not 0 <= first <= last < schedule.num_steps:
+            raise ValueError(f"guidance_steps must satisfy 0 <= first <= last < {schedule.num_steps}, got {limits}.")
+        steps = torch.arange(schedule.num_steps)
+        weights = torch.where((steps >= first) & (steps <= last), weights, 0.0)
+    return weights
+
+
+class StepTable:
+    """Look-up of a float64 table [K] by diffusion step, neither parameter nor buffer (trained, or recast, then).
+
+    Args:
+        values: the table, float64 [K].
+
+    Examples:
+        >>> StepTable(torch.tensor([1.0, 2.0]))(torch.tensor([1, 1, 0]), like=torch.zeros(3))
+        tensor([2., 2., 1.])
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._cache: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, diffusion_step: Tensor, like: Tensor) -> Tensor:
+        """Entries for ``diffusion_step`` [*B], in the precision and on the device of ``like``."""
+        key = (like.device, like.dtype)
+        if key not in self._cache:
+            values = self.values.to(device=like.device, dtype=like.dtype)
+            if torch.compiler.is_compiling():
+                return values[diffusion_step]
+            self._cache[key] = values
+        return self._cache[key][diffusion_step]
