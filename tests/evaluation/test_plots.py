@@ -22,9 +22,7 @@ ROWS = [
 def figures(monkeypatch):
     """The figures drawn while the test runs."""
     drawn, subplots = [], Figure.subplots
-    monkeypatch.setattr(
-        Figure, "subplots", lambda self, *a, **k: drawn.append(self) or subplots(self, *a, **k)
-    )
+    monkeypatch.setattr(Figure, "subplots", lambda self, *a, **k: drawn.append(self) or subplots(self, *a, **k))
     return drawn
 
 
@@ -58,9 +56,7 @@ def test_a_csv_file_gives_the_same_picture(tmp_path):
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows({name: float(value) for name, value in row.items()} for row in ROWS)
-    pictures = [
-        plot_curves(rows, tmp_path / "c.png").read_bytes() for rows in (ROWS, tmp_path / "metrics.csv")
-    ]
+    pictures = [plot_curves(rows, tmp_path / "c.png").read_bytes() for rows in (ROWS, tmp_path / "metrics.csv")]
     assert pictures[0] == pictures[1]
 
 

@@ -87,9 +87,7 @@ def test_same_seed_same_result_and_environments_are_reused():
 
 def test_neighbouring_seeds_share_no_episode():
     with PolicyEvaluator("Hopper-v5", num_episodes=4, max_steps=1) as evaluator:
-        returns = torch.cat(
-            [evaluator(policy_of(lambda obs: torch.zeros(4, 3)), s).returns for s in range(4)]
-        )
+        returns = torch.cat([evaluator(policy_of(lambda obs: torch.zeros(4, 3)), s).returns for s in range(4)])
     assert len(returns.unique()) == 16
 
 

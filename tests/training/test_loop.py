@@ -1,0 +1,73 @@
+"""The loop and what it leaves behind."""
+
+import csv
+import json
+
+import pytest
+import torch
+from training_helpers import make_state
+
+from torchrl_edp.evaluation import EvaluationResult
+from torchrl_edp.training import RunFolder, train
+from torchrl_edp.training.setup import choose_compile
+
+
+def run(tmp_path, scores=(10.0, 30.0, 20.0), gradient_steps=6, eval_iter=2, **options):
+    state, remaining = make_state(), iter(scores)
+
+    def evaluate():
+        value = next(remaining)
+        return EvaluationResult(torch.tensor([value, value]), torch.tensor([4, 4]), (0.0, 100.0))
+
+    folder = RunFolder(tmp_path, backend="")
+    steps = {"gradient_steps": gradient_steps, "eval_iter": eval_iter, "log_iter": 3, "progress": False}
+    return state, folder, train(state, evaluate, folder, **steps, **options)
+
+
+def test_scores_rows_and_files(tmp_path):
+    best = []
+    state, folder, scores = run(tmp_path, on_best=lambda: best.append(True))
+    assert state.updates == 6
+    assert (scores.rat, scores.oms, scores.last) == pytest.approx((20.0, 30.0, 20.0))
+    assert len(best) == 2
+    assert scores.seconds >= scores.evaluation_seconds > 0
+    evaluations = [row for row in folder.rows if "eval/score" in row]
+    assert [row["update"] for row in evaluations] == [2, 4, 6]
+    assert [row["eval/rat"] for row in evaluations] == pytest.approx([10.0, 20.0, 20.0])
+    with (tmp_path / "metrics.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [int(row["update"]) for row in written] == [row["update"] for row in folder.rows]
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_logged_losses_are_means_over_the_interval(tmp_path):
+    state, seen = make_state(), []
+    update = state.update
+
+    def record():
+        metrics = update()
+        seen.append(float(metrics["loss_value"]))
+        return metrics
+
+    state.update = record
+    folder = RunFolder(tmp_path, backend="")
+    train(state, None, folder, gradient_steps=6, eval_iter=0, log_iter=3, progress=False)
+    assert [row["loss_value"] for row in folder.rows] == pytest.approx([sum(seen[:3]) / 3, sum(seen[3:]) / 3])
+
+
+def test_summary_names_versions(tmp_path):
+    RunFolder(tmp_path, backend="").summarize({"rat": 1.0})
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["rat"] == 1.0 and summary["versions"]["torch"] == torch.__version__
+
+
+def test_csv_logger_of_torchrl(tmp_path):
+    folder = RunFolder(tmp_path, backend="csv", name="run")
+    folder.log(3, {"loss_actor": 0.25})
+    lines = list(tmp_path.rglob("loss_actor.csv"))[0].read_text()
+    assert "3" in lines and "0.25" in lines
+
+
+def test_short_runs_are_not_compiled():
+    assert choose_compile(None, 100) is False
+    assert choose_compile(False, 10**6) is False

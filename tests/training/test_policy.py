@@ -1,0 +1,69 @@
+"""The shipped policy: what it computes, and that two plain files carry it."""
+
+import json
+
+import pytest
+import torch
+from tensordict import TensorDict
+from training_helpers import ACTIONS, DIFFUSION, NETWORK, OBSERVATIONS, SELECTION, make_loss, make_policy
+
+from torchrl_edp.training import EDPTargetUpdate, load_policy, save_policy
+
+
+@pytest.fixture
+def policy():
+    loss = make_loss()
+    EDPTargetUpdate(loss)
+    with torch.no_grad():  # averaged and current parameters differ: the policy must ship the averaged ones
+        for parameter in loss.actor_network_params.values(True, True):
+            parameter.add_(0.3)
+    return make_policy(loss)
+
+
+def act(policy, observation):
+    torch.manual_seed(2)
+    return policy(TensorDict({"observation": observation}, observation.shape[:-1]))["action"]
+
+
+def save(path, policy):
+    save_policy(path, policy, network=NETWORK, diffusion=DIFFUSION, selection=SELECTION, info={"dataset": "x"})
+
+
+def test_saved_policy_acts_as_before(policy, tmp_path):
+    save(tmp_path / "policy", policy)
+    observation = torch.randn(5, OBSERVATIONS)
+    loaded = load_policy(tmp_path / "policy")
+    torch.testing.assert_close(act(loaded, observation), act(policy, observation))
+    assert json.loads((tmp_path / "policy.json").read_text())["info"] == {"dataset": "x"}
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_observations_are_normalised_and_actions_scaled(policy):
+    seen = []
+    inner = policy.policy
+
+    class Spy(torch.nn.Module):
+        def forward(self, tensordict):
+            seen.append(tensordict["observation"].clone())
+            return inner(tensordict)
+
+    policy.policy = Spy()
+    observation = torch.randn(200, OBSERVATIONS)
+    action = act(policy, observation)
+    torch.testing.assert_close(seen[0], (observation - 1) / 3)
+    assert action.shape == (200, ACTIONS)
+    assert 1 < action.abs().max() <= 2
+
+
+def test_other_formats_are_refused(policy, tmp_path):
+    save(tmp_path / "policy", policy)
+    card = json.loads((tmp_path / "policy.json").read_text())
+    (tmp_path / "policy.json").write_text(json.dumps(card | {"format": 99}))
+    with pytest.raises(ValueError, match="expected format 1, got 99"):
+        load_policy(tmp_path / "policy")
+
+
+def test_only_selectors_are_saved(policy, tmp_path):
+    policy.policy = policy.policy.actor_network
+    with pytest.raises(TypeError, match="EnergyBasedActionSelector"):
+        save(tmp_path / "policy", policy)

@@ -1,0 +1,60 @@
+"""Small losses, buffers and policies for the tests of training."""
+
+import torch
+
+from torchrl_edp import EDPIQLLoss
+from torchrl_edp.data import ActionScaler, ObservationNormalizer, from_arrays
+from torchrl_edp.training import (
+    DiffusionSettings,
+    EDPTargetUpdate,
+    EnvironmentPolicy,
+    NetworkSettings,
+    SelectionSettings,
+    TrainState,
+    build_actor,
+    build_qvalue,
+    build_selector,
+    build_value,
+    prepare_data,
+)
+
+OBSERVATIONS, ACTIONS = 3, 2
+NETWORK = NetworkSettings(hidden_sizes=[16, 16])
+DIFFUSION = DiffusionSettings(num_steps=50, prediction="velocity", solver="dpm_solver_pp", num_calls=3)
+SELECTION = SelectionSettings(num_action_samples=4)
+
+
+def make_loss(**options) -> EDPIQLLoss:
+    torch.manual_seed(0)
+    actor = build_actor(OBSERVATIONS, ACTIONS, NETWORK, DIFFUSION)
+    qvalues = [build_qvalue(OBSERVATIONS, ACTIONS, NETWORK) for _ in range(2)]
+    loss = EDPIQLLoss(actor, qvalues, build_value(OBSERVATIONS, NETWORK), **options)
+    return loss.make_value_estimator(gamma=0.9)
+
+
+def make_data(rows: int = 64, **options):
+    generator = torch.Generator().manual_seed(1)
+    observations = torch.randn(rows, OBSERVATIONS, generator=generator) * 3 + 1
+    actions = torch.rand(rows, ACTIONS, generator=generator) * 4 - 2
+    ends = (torch.arange(rows) % 16 == 15).int()
+    dataset = from_arrays(
+        observations, actions, torch.randn(rows, generator=generator), ends, ends * 0, action_low=-2.0, action_high=2.0
+    )
+    return prepare_data(dataset, batch_size=16, **options)
+
+
+def make_state(**options) -> TrainState:
+    loss = make_loss()
+    return TrainState(loss, make_data().buffer, EDPTargetUpdate(loss), **options)
+
+
+def make_policy(loss: EDPIQLLoss) -> EnvironmentPolicy:
+    selector = build_selector(
+        loss.actor_network,
+        loss.qvalue_network,
+        SELECTION,
+        actor_params=loss.target_actor_network_params,
+        qvalue_params=loss.target_qvalue_network_params,
+    )
+    normalizer = ObservationNormalizer([1.0] * OBSERVATIONS, [3.0] * OBSERVATIONS)
+    return EnvironmentPolicy(selector, normalizer, ActionScaler([-2.0] * ACTIONS, [2.0] * ACTIONS))

@@ -1,0 +1,39 @@
+"""Training: the state, the update, the loop, what a run leaves behind."""
+
+from torchrl_edp.training.build import (
+    DiffusionSettings,
+    NetworkSettings,
+    SelectionSettings,
+    build_actor,
+    build_qvalue,
+    build_selector,
+    build_value,
+)
+from torchrl_edp.training.loop import Scores, train
+from torchrl_edp.training.policy import EnvironmentPolicy, load_policy, save_policy
+from torchrl_edp.training.run import RunFolder
+from torchrl_edp.training.setup import PreparedData, choose_compile, choose_device, prepare_data
+from torchrl_edp.training.state import TrainState
+from torchrl_edp.training.targets import EDPTargetUpdate
+
+__all__ = [
+    "DiffusionSettings",
+    "EDPTargetUpdate",
+    "EnvironmentPolicy",
+    "NetworkSettings",
+    "PreparedData",
+    "RunFolder",
+    "Scores",
+    "SelectionSettings",
+    "TrainState",
+    "build_actor",
+    "build_qvalue",
+    "build_selector",
+    "build_value",
+    "choose_compile",
+    "choose_device",
+    "load_policy",
+    "prepare_data",
+    "save_policy",
+    "train",
+]

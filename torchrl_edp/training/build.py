@@ -1,0 +1,117 @@
+"""Networks and policies from plain settings: what training builds, and a saved policy builds again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tensordict import TensorDictParams
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.modules import ValueOperator
+
+from torchrl_edp.diffusion import NoiseSchedule
+from torchrl_edp.modules import (
+    EDPActor,
+    EnergyBasedActionSelector,
+    Mish,
+    NoisePredictionMLP,
+    QValueNetwork,
+    ValueNetwork,
+)
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"mish": Mish, "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+
+
+@dataclass
+class NetworkSettings:
+    """Sizes of all networks. Defaults: the paper's (App. B)."""
+
+    hidden_sizes: list[int] = field(default_factory=lambda: [256, 256, 256])
+    activation: str = "mish"
+    embedding_size: int = 16
+    layer_norm: bool = False  # of the noise network
+    critic_layer_norm: bool = False
+
+
+@dataclass
+class DiffusionSettings:
+    """The diffusion process and how actions are sampled from it."""
+
+    num_steps: int = 1000
+    schedule: str = "linear"
+    prediction: str = "noise"
+    solver: str = "dpm_solver"
+    num_calls: int | None = 15
+    solver_kwargs: dict[str, Any] = field(default_factory=dict)
+    initial_noise_scale: float = 1.0
+    policy_scale: float = 1.0
+
+
+@dataclass
+class SelectionSettings:
+    """Energy-based action selection (Alg. 2)."""
+
+    num_action_samples: int = 10
+    temperature: float = 1.0
+    mode: str = "sample"
+    standardize: bool = False
+
+
+def build_actor(
+    observation_size: int, action_size: int, network: NetworkSettings, diffusion: DiffusionSettings
+) -> EDPActor:
+    """The diffusion policy on data normalised to actions in [-1, 1].
+
+    Examples:
+        >>> build_actor(11, 3, NetworkSettings(), DiffusionSettings()).out_keys
+        ['action']
+    """
+    options = vars(diffusion).copy()
+    schedule = NoiseSchedule(options.pop("num_steps"), options.pop("schedule"))
+    noise_network = NoisePredictionMLP(
+        observation_size,
+        action_size,
+        hidden_sizes=network.hidden_sizes,
+        activation=_activation(network),
+        layer_norm=network.layer_norm,
+        embedding_size=network.embedding_size,
+    )
+    return EDPActor(noise_network, schedule=schedule, **options)
+
+
+def build_qvalue(observation_size: int, action_size: int, network: NetworkSettings) -> TensorDictModule:
+    """Q(s, a) as a TensorDictModule."""
+    qvalue = QValueNetwork(observation_size, action_size, **_critic_options(network))
+    return ValueOperator(qvalue, in_keys=["observation", "action"])
+
+
+def build_value(observation_size: int, network: NetworkSettings) -> TensorDictModule:
+    """V(s) as a TensorDictModule."""
+    return ValueOperator(ValueNetwork(observation_size, **_critic_options(network)))
+
+
+def build_selector(
+    actor: EDPActor,
+    qvalue: TensorDictModule,
+    selection: SelectionSettings,
+    *,
+    actor_params: TensorDictParams | None = None,
+    qvalue_params: TensorDictParams | None = None,
+) -> EnergyBasedActionSelector:
+    """The acting policy: candidates of the actor, chosen by the critics."""
+    return EnergyBasedActionSelector(
+        actor, qvalue, actor_params=actor_params, qvalue_params=qvalue_params, **vars(selection)
+    )
+
+
+def _critic_options(network: NetworkSettings) -> dict[str, Any]:
+    sizes: Sequence[int] = network.hidden_sizes
+    return {"hidden_sizes": sizes, "activation": _activation(network), "layer_norm": network.critic_layer_norm}
+
+
+def _activation(network: NetworkSettings) -> type[nn.Module]:
+    if network.activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {network.activation!r}.")
+    return ACTIVATIONS[network.activation]

@@ -1,0 +1,73 @@
+"""What a run leaves behind: one folder with config, metrics, curves, policy and summary."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "minari", "mujoco", "numpy")
+
+
+class RunFolder:
+    """A folder that one can open: ``metrics.csv``, ``curves.png``, ``summary.json`` and a TorchRL logger.
+
+    Args:
+        path: the folder, made if absent.
+        backend: a further logger by TorchRL's ``get_logger``: ``"csv"``, ``"tensorboard"``, ``"wandb"``, ``"mlflow"``,
+            ``"trackio"``, or ``""`` for none.
+        name: the experiment's name for that logger.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = RunFolder(tempfile.mkdtemp(), backend="")
+        >>> folder.log(10, {"loss_actor": 0.5})
+        >>> folder.rows
+        [{'update': 10, 'loss_actor': 0.5}]
+    """
+
+    def __init__(self, path: str | Path, *, backend: str = "csv", name: str = "edp") -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.rows: list[dict[str, Any]] = []
+        self.logger = None
+        if backend:
+            from torchrl.record.loggers import get_logger
+
+            self.logger = get_logger(backend, logger_name=str(self.path / "logs"), experiment_name=name)
+
+    def log(self, update: int, values: dict[str, float]) -> None:
+        """Add one row; rows may have different columns."""
+        self.rows.append({"update": update, **values})
+        if self.logger is not None:
+            for key, value in values.items():
+                self.logger.log_scalar(key, value, step=update)
+
+    def write(self) -> None:
+        """Write ``metrics.csv`` and ``curves.png`` from all rows so far."""
+        from torchrl_edp.evaluation import plot_curves
+
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with (self.path / "metrics.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        plot_curves(self.rows, self.path / "curves.png")
+
+    def summarize(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Write ``summary.json``: the given values and the versions that made them."""
+        versions = {"python": platform.python_version()}
+        versions |= {package: importlib.metadata.version(package) for package in PACKAGES}
+        summary = {**values, "machine": platform.machine(), "processor": _processor(), "versions": versions}
+        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        return summary
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()

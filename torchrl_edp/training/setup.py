@@ -1,0 +1,88 @@
+"""Choices and preparations at the start of a run."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torchrl.data import TensorDictReplayBuffer
+
+from torchrl_edp.data import (
+    ActionScaler,
+    ObservationNormalizer,
+    OfflineDataset,
+    apply_reward_rule,
+    make_replay_buffer,
+)
+
+COMPILE_FROM = 5_000  # updates; below, compiling takes longer than it saves
+
+
+@dataclass
+class PreparedData:
+    """A replay buffer of normalised data, and what maps between it and the environment."""
+
+    buffer: TensorDictReplayBuffer
+    observation_normalizer: ObservationNormalizer
+    action_scaler: ActionScaler
+
+
+def prepare_data(
+    dataset: OfflineDataset,
+    *,
+    reward_rule: str = "raw",
+    normalize_observations: bool = True,
+    action_limit: float = 0.999,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+) -> PreparedData:
+    """Scale actions to [-1, 1], normalise observations, apply the reward rule, fill a replay buffer on ``device``.
+
+    Args:
+        dataset: validated transitions.
+        reward_rule: a name in ``torchrl_edp.data.REWARD_RULES``.
+        normalize_observations: to mean 0 and deviation 1 over the data.
+        action_limit: scaled actions are clipped to +- this (reference code: 0.999).
+        batch_size: rows of a batch.
+        device: of the storage and its batches.
+        seed: of the sampler's own generator.
+
+    Examples:
+        >>> from torchrl_edp.data import from_arrays
+        >>> ends = [0] * 8 + [1]
+        >>> data = from_arrays(torch.rand(9, 3), torch.rand(9, 2), torch.rand(9), ends, [0] * 9)
+        >>> prepare_data(data, batch_size=4).buffer.sample()["action"].shape
+        torch.Size([4, 2])
+    """
+    transitions = apply_reward_rule(reward_rule, dataset).transitions.clone()
+    if normalize_observations:
+        normalizer = ObservationNormalizer.from_data(transitions["observation"])
+    else:
+        normalizer = ObservationNormalizer.identity(dataset.observation_size)
+    scaler = ActionScaler(dataset.action_low, dataset.action_high)
+    transitions["action"] = scaler(transitions["action"]).clamp(-action_limit, action_limit)
+    for key in ("observation", ("next", "observation")):
+        transitions[key] = normalizer(transitions[key])
+    device = torch.device("cpu" if device is None else device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    buffer = make_replay_buffer(transitions, batch_size=batch_size, device=device, generator=generator)
+    return PreparedData(buffer, normalizer.to(device), scaler.to(device))
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or a GPU if there is one, else the CPU."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def choose_compile(wanted: bool | None, gradient_steps: int) -> bool:
+    """Whether to compile: as ``wanted``, else for long runs, and only with a working compiler."""
+    if wanted is False or (wanted is None and gradient_steps < COMPILE_FROM):
+        return False
+    try:
+        torch.compile(lambda x: x.sin() + 1, fullgraph=True)(torch.zeros(2))
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with a compiler, training can go on
+        warnings.warn(f"No working compiler, so updates run eagerly, at about half the speed: {error}", stacklevel=2)
+        return False
+    return True
