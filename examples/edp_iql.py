@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from pathlib import Path
 
 import hydra
@@ -42,6 +43,9 @@ from torchrl_edp.training import (
 
 ConfigStore.instance().store(name="edp_iql", node=EDPIQLConfig)
 RUN_DIR = "hydra.run.dir=runs/edp_iql/${dataset}/seed${seed}_${now:%Y-%m-%d_%H-%M-%S}"
+
+# What tensordict says while it is being compiled concerns nobody who runs this.
+warnings.filterwarnings("ignore", message="Using lock_|torch._dynamo.config.inline_inbuilt_nn_modules")
 
 
 @hydra.main(version_base="1.3", config_name="edp_iql")
@@ -120,7 +124,7 @@ def main(config: EDPIQLConfig) -> None:
 
     scores = train(
         state,
-        lambda: evaluator(acting, seed=cfg.seed),
+        lambda: evaluator(acting, seed=1_000_000 * cfg.seed + state.updates),  # new episodes every time
         folder,
         gradient_steps=cfg.optim.gradient_steps,
         eval_iter=cfg.logger.eval_iter,

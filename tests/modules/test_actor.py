@@ -113,6 +113,9 @@ def test_bounds_of_other_specs():
     assert make_actor(spec=Bounded(-2.0, 2.0, (7, ACTION))).module.bounds == (-2.0, 2.0)
     assert make_actor(spec=Unbounded((ACTION,))).module.bounds == (-1.0, 1.0)
     assert make_actor().module.bounds == (-1.0, 1.0)
+    for low, high in (((-3.0, -2.0), (4.0, 4.0)), ((-3.0, -3.0), (4.0, 5.0))):  # one side by dimension is enough
+        bounds = make_actor(spec=Bounded(torch.tensor(low), torch.tensor(high))).module.bounds
+        assert [bound.tolist() for bound in bounds] == [list(low), list(high)]
     assert make_actor(clip_actions=False).module.bounds is None
 
 
