@@ -1,0 +1,54 @@
+"""Preparations: what the policy's data look like, and the choice to compile."""
+
+import pytest
+import torch
+from training_helpers import ACTIONS, NETWORK, OBSERVATIONS, make_data
+
+from torchrl_edp.training import build_qvalue, choose_compile, choose_device
+from torchrl_edp.training.build import NetworkSettings
+
+
+def test_actions_are_scaled_and_clipped_and_observations_normalised():
+    raw, data = make_data(normalize_observations=False, action_limit=0.5), make_data()
+    rows, prepared = raw.buffer[:], data.buffer[:]
+    assert rows["action"].abs().max() == 0.5  # environment bounds are +-2: scaled to +-1, then clipped
+    unclipped = make_data(action_limit=1.0).buffer[:]["action"]
+    torch.testing.assert_close(rows["action"], unclipped.clamp(-0.5, 0.5))
+    torch.testing.assert_close(data.action_scaler.inverse(torch.ones(ACTIONS)), torch.full((ACTIONS,), 2.0))
+    torch.testing.assert_close(prepared["observation"].mean(0), torch.zeros(OBSERVATIONS), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        prepared["observation"].std(0, correction=0), torch.ones(OBSERVATIONS), atol=1e-3, rtol=0
+    )
+    expected = data.observation_normalizer(rows["next", "observation"])
+    torch.testing.assert_close(prepared["next", "observation"], expected)
+
+
+def test_reward_rule_is_applied():
+    raw, scaled = make_data().buffer[:], make_data(reward_rule="min_max").buffer[:]
+    assert scaled["next", "reward"].min() == -1 and scaled["next", "reward"].max() == 1
+    order = raw["next", "reward"].flatten().argsort()
+    assert torch.equal(order, scaled["next", "reward"].flatten().argsort())
+
+
+def test_without_a_compiler_runs_are_eager_and_say_so(monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(UserWarning, match="run eagerly.*no C\\+\\+ compiler"):
+        assert choose_compile(True, 10) is False
+
+
+def test_named_device_wins():
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match="activation must be one of"):
+        build_qvalue(OBSERVATIONS, ACTIONS, NetworkSettings(activation="step"))
+
+
+def test_critics_have_their_own_layer_norm():
+    layers = [type(m).__name__ for m in build_qvalue(3, 2, NetworkSettings(critic_layer_norm=True)).modules()]
+    assert layers.count("LayerNorm") == 3
+    assert "LayerNorm" not in [type(m).__name__ for m in build_qvalue(3, 2, NETWORK).modules()]
