@@ -1,0 +1,13 @@
+"""The example's defaults are those of the loss itself: the preset ``default`` has one source."""
+
+import dataclasses
+import inspect
+
+from torchrl_edp import EDPIQLLoss
+from torchrl_edp.configs.iql import IQLLossSettings
+
+
+def test_loss_settings_are_the_constructors_defaults():
+    defaults = {name: p.default for name, p in inspect.signature(EDPIQLLoss.__init__).parameters.items()}
+    settings = {f.name: f.default for f in dataclasses.fields(IQLLossSettings) if f.name != "gamma"}
+    assert settings == {name: defaults[name] for name in settings}
