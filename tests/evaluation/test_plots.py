@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torchrl_edp.evaluation import plot_curves
 
 ROWS = [
-    {"update": 100, "loss_actor": 0.5, "loss_qvalue": 3.0, "q_mean": 10.0, "v_mean": 9.0},
-    {"update": 200, "loss_actor": -0.2, "loss_qvalue": math.nan, "q_mean": torch.tensor(20.0)},
+    {"update": 100, "loss_actor": 0.5, "loss_qvalue": 3.0, "pred_value": 10.0, "state_value": 9.0},
+    {"update": 200, "loss_actor": -0.2, "loss_qvalue": math.nan, "pred_value": torch.tensor(20.0)},
     {"update": 200, "eval/score": 40.0, "eval/score_std": 4.0, "eval/rat": 40.0, "eval/oms": 40.0},
     {"update": 400, "eval/score": 20.0, "eval/score_std": 2.0, "eval/rat": 30.0, "eval/oms": 40.0},
 ]
@@ -67,7 +67,7 @@ def test_returns_stand_in_for_missing_scores(tmp_path, figures):
 
 
 def test_many_noisy_rows_are_smoothed_without_bias(tmp_path, figures):
-    plot_curves([{"update": i, "q_mean": i + (-1) ** i} for i in range(1000)], tmp_path / "curves.png")
+    plot_curves([{"update": i, "pred_value": i + (-1) ** i} for i in range(1000)], tmp_path / "curves.png")
     pale, strong = (line.get_ydata() for line in figures[0].axes[2].lines)
     steps = torch.arange(1000.0)
     assert (torch.as_tensor(pale) - steps).abs().max() == 1
@@ -80,7 +80,7 @@ def test_the_users_settings_and_backend_stay(tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
-@pytest.mark.parametrize("rows", [[], [{"update": 3}], [{"update": 3, "q_mean": ""}]])
+@pytest.mark.parametrize("rows", [[], [{"update": 3}], [{"update": 3, "pred_value": ""}]])
 def test_nothing_to_draw_is_an_error(tmp_path, rows):
     with pytest.raises(ValueError, match="metrics: expected rows with `update`"):
         plot_curves(rows, tmp_path / "curves.png")

@@ -8,6 +8,7 @@ import torch
 from training_helpers import make_state
 
 from torchrl_edp.evaluation import EvaluationResult
+from torchrl_edp.evaluation.plots import _VALUES
 from torchrl_edp.training import RunFolder, train
 from torchrl_edp.training.setup import choose_compile
 
@@ -53,6 +54,11 @@ def test_logged_losses_are_means_over_the_interval(tmp_path):
     folder = RunFolder(tmp_path, backend="")
     train(state, None, folder, gradient_steps=6, eval_iter=0, log_iter=3, progress=False)
     assert [row["loss_value"] for row in folder.rows] == pytest.approx([sum(seen[:3]) / 3, sum(seen[3:]) / 3])
+
+
+def test_the_q_panel_finds_what_the_loss_reports(tmp_path):
+    _, folder, _ = run(tmp_path)
+    assert {key for key, *_ in _VALUES} <= set(folder.rows[-2])
 
 
 def test_summary_names_versions(tmp_path):

@@ -30,6 +30,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 7,
 }
+_VALUES = (("pred_value", _ORANGE, "mean Q"), ("state_value", _GREEN, "mean V"))
 _LOSSES = (("actor", _BLUE), ("diffusion", _PURPLE), ("qvalue", _ORANGE), ("value", _GREEN))
 
 Rows = Iterable[Mapping[str, Any]]
@@ -45,7 +46,7 @@ def plot_curves(metrics: Rows | str | PathLike[str], path: str | PathLike[str]) 
     Args:
         metrics: rows of metrics, or the path of a CSV of them. Each row has `update` and any of
             `eval/score` (or `eval/return`), `eval/score_std`, `eval/rat`, `eval/oms`, `loss_actor`,
-            `loss_diffusion`, `loss_qvalue`, `loss_value`, `q_mean`, `v_mean`. Missing, empty and
+            `loss_diffusion`, `loss_qvalue`, `loss_value`, `pred_value`, `state_value`. Missing, empty and
             non-finite cells are left out.
         path: of the PNG; its folder must exist.
 
@@ -79,7 +80,7 @@ def plot_curves(metrics: Rows | str | PathLike[str], path: str | PathLike[str]) 
             if panel.get_legend_handles_labels()[0]:
                 panel.legend()
         if not any(panel.lines for panel in panels):
-            raise ValueError("metrics: expected rows with `update` and a score, a loss or q_mean, got none")
+            raise ValueError("metrics: expected rows with `update` and a score, a loss or pred_value, got none")
         canvas.print_figure(path, dpi=200, format="png")
     return Path(path)
 
@@ -111,7 +112,7 @@ def _draw_losses(panel: Axes, rows: list[Mapping[str, Any]]) -> None:
 
 def _draw_q_scale(panel: Axes, rows: list[Mapping[str, Any]]) -> None:
     panel.set_title("Q scale")
-    for key, color, label in (("q_mean", _ORANGE, "mean Q"), ("v_mean", _GREEN, "mean V")):
+    for key, color, label in _VALUES:
         _draw_noisy(panel, *_series(rows, key), color, label)
 
 
