@@ -35,6 +35,7 @@ class EnvironmentPolicy(TensorDictModuleBase):
         action_scaler: the environment's bounds; its ``inverse`` maps [-1, 1] to them.
 
     Examples:
+        >>> import torch
         >>> from torchrl_edp.modules import EDPActor, NoisePredictionMLP
         >>> actor = EDPActor(NoisePredictionMLP(11, 3))
         >>> policy = EnvironmentPolicy(actor, ObservationNormalizer.identity(11), ActionScaler([-2.0] * 3, [2.0] * 3))
