@@ -35,8 +35,20 @@ class TrainState:
         compile: compile the losses and their gradients.
 
     Examples:
-        >>> state = TrainState(loss, buffer, targets)  # doctest: +SKIP
-        >>> losses = state.update()  # doctest: +SKIP
+        >>> import torch
+        >>> from torchrl_edp import EDPIQLLoss
+        >>> from torchrl_edp.data import from_arrays, make_replay_buffer
+        >>> from torchrl_edp.training import DiffusionSettings, NetworkSettings, build_actor, build_qvalue, build_value
+        >>> data = from_arrays(torch.rand(9, 3), torch.rand(9, 2), torch.rand(9), [0] * 8 + [1], [0] * 9)
+        >>> network = NetworkSettings(hidden_sizes=[8])
+        >>> actor = build_actor(3, 2, network, DiffusionSettings())
+        >>> loss = EDPIQLLoss(actor, build_qvalue(3, 2, network), build_value(3, network))
+        >>> loss = loss.make_value_estimator(gamma=0.99)
+        >>> buffer = make_replay_buffer(data.transitions, batch_size=4)
+        >>> state = TrainState(loss, buffer, EDPTargetUpdate(loss))
+        >>> losses = state.update()
+        >>> losses["loss_actor"].shape, state.updates
+        (torch.Size([]), 1)
     """
 
     def __init__(

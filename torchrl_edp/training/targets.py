@@ -19,9 +19,13 @@ class EDPTargetUpdate(SoftUpdate):
         actor_start: updates before the first of them (reference code: 1000); until then the average is a copy.
 
     Examples:
-        >>> import torchrl_edp.training  # doctest: +SKIP
-        >>> targets = EDPTargetUpdate(loss, tau=0.005, actor_every=5, actor_start=1000)  # doctest: +SKIP
-        >>> targets.step()  # doctest: +SKIP
+        >>> from torchrl_edp import EDPIQLLoss
+        >>> from torchrl_edp.training import DiffusionSettings, NetworkSettings, build_actor, build_qvalue, build_value
+        >>> network = NetworkSettings(hidden_sizes=[8])
+        >>> actor = build_actor(3, 2, network, DiffusionSettings())
+        >>> loss = EDPIQLLoss(actor, build_qvalue(3, 2, network), build_value(3, network))
+        >>> targets = EDPTargetUpdate(loss, tau=0.005, actor_every=5, actor_start=1000)
+        >>> targets.step()
     """
 
     def __init__(
