@@ -1,7 +1,10 @@
-"""Typed configurations: of the example scripts, and of the losses for TorchRL's own Hydra trees."""
+"""Typed configurations of the example scripts.
+
+``torchrl_edp.configs.losses`` holds the losses' entries for TorchRL's own Hydra groups. It is not imported here, because
+it brings those groups along, and they would stand beside every example's settings.
+"""
 
 from torchrl_edp.configs.cli import check_overrides
 from torchrl_edp.configs.iql import EDPIQLConfig
-from torchrl_edp.configs.losses import EDPIQLLossConfig, register_losses
 
-__all__ = ["EDPIQLConfig", "EDPIQLLossConfig", "check_overrides", "register_losses"]
+__all__ = ["EDPIQLConfig", "check_overrides"]
