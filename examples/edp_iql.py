@@ -1,7 +1,7 @@
 """EDP-IQL: train a diffusion policy on offline data.
 
     python examples/edp_iql.py
-    python examples/edp_iql.py dataset=local/halfcheetah/medium-expert-v0 seed=1
+    python examples/edp_iql.py dataset=local/halfcheetah/medium-v0 seed=1
     python examples/edp_iql.py dataset=mujoco/hopper/medium-v0 optim.gradient_steps=50000
 
 The default trains on the local counterpart of Hopper medium-expert (made on the spot, no network needed). The run's
