@@ -53,7 +53,7 @@ from torchrl_edp.evaluation import evaluate
 # Environment, and the expert's normalised score at which training ends.
 ENVS = {"hopper": ("Hopper-v5", 95.0), "halfcheetah": ("HalfCheetah-v5", 75.0), "walker2d": ("Walker2d-v5", 80.0)}
 MEDIUM_AIM, MEDIUM_RADIUS = 43.0, 12.0  # medium: within so much of the aim, the nearer the better
-ALGORITHM = "SAC (torchrl.objectives.SACLoss): two critics with layer normalisation, tuned temperature; actor averaged"
+ALGORITHM = "SAC (torchrl.objectives.SACLoss): two critics, tuned temperature; actor averaged"
 NOT_HYPER = ("env", "seed", "output_dir", "checkpoint_dir", "checkpoint_seconds", "max_seconds", "compile")
 PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy")
 BATCH_KEYS = ("observation", "action", *(("next", k) for k in ("observation", "reward", "done", "terminated")))
@@ -82,9 +82,11 @@ class Config:
     updates_per_batch: int = 32
     batch_size: int = 256
     hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
+    layer_norm: bool = True  # in the critics
     actor_lr: float = 3e-4
     critic_lr: float = 5e-4
     alpha_lr: float = 3e-4
+    target_entropy: float = -1.0  # per action dimension; lower gives a policy with less noise
     gamma: float = 0.99
     tau: float = 0.005
     average_rate: float = 1e-4  # the policies that are kept are moving averages of the actor: far steadier
@@ -102,12 +104,13 @@ class ReLU(nn.Module):
 
 
 class QNetwork(nn.Module):
-    """A Q function with layer normalisation."""
+    """A Q function."""
 
-    def __init__(self, num_inputs: int, hidden_sizes: list[int]) -> None:
+    def __init__(self, num_inputs: int, hidden_sizes: list[int], layer_norm: bool) -> None:
         super().__init__()
         sizes = [num_inputs, *hidden_sizes]
-        layers = [m for i, o in pairwise(sizes) for m in (nn.Linear(i, o), nn.LayerNorm(o), ReLU())]
+        norm = nn.LayerNorm if layer_norm else nn.Identity
+        layers = [m for i, o in pairwise(sizes) for m in (nn.Linear(i, o), norm(o), ReLU())]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -148,11 +151,12 @@ class Learner:
         self.average = self.behavior(layers.state_dict())
         spec = Bounded(-1.0, 1.0, shape=(num_actions,))
         self.actor = make_actor(layers, spec)
-        networks = [QNetwork(num_obs + num_actions, cfg.hidden_sizes) for _ in range(2)]
+        networks = [QNetwork(num_obs + num_actions, cfg.hidden_sizes, cfg.layer_norm) for _ in range(2)]
         critics = [ValueOperator(network, in_keys=["observation", "action"]) for network in networks]
         options = {"num_qvalue_nets": 2, "loss_function": "l2", "action_spec": spec, "deactivate_vmap": True}
-        self.loss = SACLoss(self.actor, critics, target_entropy=-num_actions, **options)
+        self.loss = SACLoss(self.actor, critics, target_entropy=cfg.target_entropy * num_actions, **options)
         self.loss.make_value_estimator(gamma=cfg.gamma)
+        _ = self.loss.target_entropy  # becomes a buffer at its first reading, which must not be inside the graph
         self.targets = SoftUpdate(self.loss, tau=cfg.tau)
         groups = [{"params": [*self.loss.actor_network_params.values(True, True)], "lr": cfg.actor_lr}]
         groups += [{"params": [*self.loss.qvalue_network_params.values(True, True)], "lr": cfg.critic_lr}]
@@ -218,7 +222,8 @@ class Learner:
         self.counters.update(meta["counters"])
         self.kept = meta["kept"]
         self.kept_weights = {level: group(f"kept.{level}") for level in self.kept}
-        self.loss.load_state_dict({**self.loss.state_dict(), **group("loss")})
+        weights = {k: v for k, v in group("loss").items() if "target_entropy" not in k}  # may be another one now
+        self.loss.load_state_dict({**self.loss.state_dict(), **weights})
         self.average.layers.load_state_dict(group("average"))
         optimizer = self.optimizer.state_dict()
         for key, value in group("adam").items():
