@@ -1,9 +1,11 @@
-"""README's Python runs as it stands."""
+"""README's Python runs as it stands, and its tables are what the package prints."""
 
 import re
 from pathlib import Path
 
 import pytest
+
+from torchrl_edp.configs.table import presets_table
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -16,3 +18,11 @@ def test_readme_has_python():
 @pytest.mark.parametrize("block", BLOCKS)
 def test_readme_block_runs(block):
     exec(compile(block, "README.md", "exec"), {})  # noqa: S102
+
+
+def test_readme_shows_the_presets():
+    remedy = "Put the output of `python -m torchrl_edp.configs` between the lines <!-- presets --> and "
+    remedy += "<!-- end presets --> of README.md."
+    shown = re.search(r"<!-- presets -->\n(.*?)<!-- end presets -->", README, re.DOTALL)
+    assert shown, remedy
+    assert shown[1].strip() == presets_table(), remedy

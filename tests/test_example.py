@@ -1,4 +1,4 @@
-"""The example script, end to end at a tiny size, on a data set made on the spot."""
+"""The example scripts, end to end at a tiny size, on a data set made on the spot."""
 
 import json
 import os
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from torchrl_edp.training import load_policy
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "edp_iql.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = [
     "data.num_steps=2000",
     "optim.gradient_steps=20",
@@ -25,26 +26,27 @@ TINY = [
 ]
 
 
-def run(tmp_path, *overrides):
-    environment = os.environ | {"MINARI_DATASETS_PATH": str(tmp_path / "minari")}
-    command = [sys.executable, str(SCRIPT), *overrides]
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """Minari's folder for all runs: the data set is made once."""
+    return tmp_path_factory.mktemp("minari")
+
+
+def run(tmp_path, datasets, script, *overrides):
+    environment = os.environ | {"MINARI_DATASETS_PATH": str(datasets)}
+    command = [sys.executable, str(EXAMPLES / f"{script}.py"), *overrides]
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
-def test_a_run_leaves_a_folder_that_can_be_used(tmp_path):
-    result = run(tmp_path, *TINY)
+@pytest.mark.parametrize("script", ["edp_iql", "edp_td3", "edp_crr"])
+def test_a_run_leaves_a_folder_that_can_be_used(tmp_path, datasets, script):
+    result = run(tmp_path, datasets, script, *TINY)
     assert result.returncode == 0, result.stderr
-    folder = next((tmp_path / "runs").rglob("summary.json")).parent
+    folder = next((tmp_path / "runs" / script).rglob("summary.json")).parent
     names = {path.name for path in folder.iterdir()}
-    assert {
-        "config.yaml",
-        "metrics.csv",
-        "curves.png",
-        "policy.safetensors",
-        "policy.json",
-        "policy_best.json",
-    } <= names
+    files = {"config.yaml", "metrics.csv", "curves.png", "policy.safetensors", "policy.json", "policy_best.json"}
+    assert files <= names
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["gradient_steps"] == 20 and summary["oms"] >= summary["last"]
     assert str(folder.relative_to(tmp_path)) in result.stdout
@@ -52,7 +54,31 @@ def test_a_run_leaves_a_folder_that_can_be_used(tmp_path):
     assert action.shape == (3, 3) and action.abs().max() <= 1
 
 
-def test_a_wrong_setting_is_answered_at_once(tmp_path):
-    result = run(tmp_path, "optim.learning_rate=1")
+@pytest.mark.slow
+def test_a_preset_is_used_and_written_down(tmp_path, datasets):
+    overrides = ["preset=paper", "seed=3", "diffusion.num_calls=3", "+diffusion.solver_kwargs.order=2"]
+    result = run(tmp_path, datasets, "edp_crr", *TINY, *overrides)
+    assert result.returncode == 0, result.stderr
+    folder = next((tmp_path / "runs").rglob("summary.json")).parent
+    config = OmegaConf.load(folder / "config.yaml")
+    assert (config.preset, config.seed, config.optim.gradient_steps) == ("paper", 3, 20)
+    assert (config.loss.likelihood, config.loss.weight_cap, config.optim.lr) == ("approximation", None, 3e-4)
+    assert config.optim.update_order == "sequential" and config.data.reward_rule == "raw"
+    card = json.loads((folder / "policy.json").read_text())
+    assert card["diffusion"]["solver_kwargs"] == {"order": 2, "spacing": "time"}
+    assert (card["diffusion"]["num_steps"], card["diffusion"]["num_calls"]) == (1000, 3)
+    assert card["selection"]["num_action_samples"] == 10
+
+
+@pytest.mark.parametrize(
+    ("script", "override", "message"),
+    [
+        ("edp_td3", "optim.learning_rate=1", "Unknown setting 'optim.learning_rate'"),
+        ("edp_iql", "preset=papr", "Unknown preset 'papr'"),
+    ],
+)
+def test_a_wrong_setting_is_answered_at_once(tmp_path, datasets, script, override, message):
+    result = run(tmp_path, datasets, script, override)
     assert result.returncode != 0
-    assert "Unknown setting 'optim.learning_rate'" in result.stderr
+    assert message in result.stderr
+    assert not (tmp_path / "runs").exists()

@@ -2,7 +2,14 @@
 
 from torchrl_edp.diffusion import NoiseSchedule
 from torchrl_edp.modules import EDPActor, EnergyBasedActionSelector
-from torchrl_edp.objectives import EDPIQLLoss
+from torchrl_edp.objectives import EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
 
-__all__ = ["EDPActor", "EDPIQLLoss", "EnergyBasedActionSelector", "NoiseSchedule"]
+__all__ = [
+    "EDPActor",
+    "EDPCRRLoss",
+    "EDPIQLLoss",
+    "EDPTD3Loss",
+    "EnergyBasedActionSelector",
+    "NoiseSchedule",
+]
 __version__ = "0.1.0"

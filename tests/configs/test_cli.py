@@ -2,18 +2,31 @@
 
 import pytest
 
-from torchrl_edp.configs import EDPIQLConfig, check_overrides
+from torchrl_edp.configs import EDPCRRConfig, EDPIQLConfig, EDPTD3Config, check_overrides
 
 GOOD = [
     "optim.lr=0.01",
+    "optim.lr=1e-4",
     "dataset=mujoco/hopper/medium-v0",
     "diffusion.solver_kwargs={spacing: time}",
     "diffusion.solver_kwargs.spacing=time",
+    "+diffusion.solver_kwargs.order=2",
+    "~diffusion.solver_kwargs.spacing",
     "seed=0,1,2",
+    "seed=range(3)",
+    "optim.lr=choice(0.1,0.2)",
     "hydra.run.dir=x",
     "--multirun",
     "optim.critic_lr=null",
     "network.hidden_sizes=[64,64]",
+    "network.hidden_sizes=[64],[64,64]",
+    "loss.guidance_steps=[0,49]",
+    "loss.guidance_steps=null",
+    "loss.weight_cap=null",
+    "loss.deviation=learned",
+    "loss.deviation=0.5",
+    "preset=reference-dpm",
+    "preset=paper,default",
 ]
 
 
@@ -28,10 +41,31 @@ def test_right_overrides_pass(override):
         ("optim.learning_rate=1", r"Unknown setting 'optim\.learning_rate'.*\nSettings here: optim\.lr, "),
         ("gradient_steps=5", r"Did you mean .*'optim\.gradient_steps'"),
         ("optim.lr=fast", r"Wrong value for 'optim\.lr': 'fast'.*The default is"),
+        ("optim.lr=0.1,fast", r"Wrong value for 'optim\.lr': 'fast'"),
         ("seed=1.5", r"Wrong value for 'seed'"),
         ("loss.temprature=2", r"Did you mean 'loss\.temperature'"),
+        ("loss.weight_cap=abc", r"Wrong value for 'loss\.weight_cap': 'abc'.*The default is 100\.0"),
+        ("loss.guidance_steps=[0,last]", r"Wrong value for 'loss\.guidance_steps'"),
+        ("loss.clip_approximation=some", r"Wrong value for 'loss\.clip_approximation'"),
+        ("loss.alpha=1", r"Unknown setting 'loss\.alpha'"),
+        ("hydrate=1", r"Unknown setting 'hydrate'"),
+        ("preset=papr", r"Unknown preset 'papr': choose one of default, paper, reference, reference-dpm\."),
+        ("preset=paper,papr", r"Unknown preset 'papr'"),
     ],
 )
 def test_wrong_overrides_are_explained(override, message):
     with pytest.raises(SystemExit, match=message):
         check_overrides(EDPIQLConfig, [override])
+
+
+@pytest.mark.parametrize(
+    ("schema", "own", "foreign"),
+    [
+        (EDPTD3Config, "loss.qvalue_normalization=null", "loss.weight_cap=1"),
+        (EDPCRRConfig, "loss.num_action_samples=5", "loss.expectile=0.9"),
+    ],
+)
+def test_every_experiment_knows_its_losss_settings(schema, own, foreign):
+    check_overrides(schema, [own])
+    with pytest.raises(SystemExit, match="Unknown setting"):
+        check_overrides(schema, [foreign])

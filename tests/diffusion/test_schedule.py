@@ -134,3 +134,41 @@ def test_tables_first_read_in_inference_mode_still_serve_training():
         tables.table("alpha_bars", action)
     (tables.at("alpha_bars", torch.tensor([3]), action).sqrt() * action).sum().backward()
     assert action.grad.item() == pytest.approx(tables.alpha(0.1), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_betas_rebuilds_every_table(kind):
+    original = NoiseSchedule(30, kind)
+    betas = original.betas.clone().requires_grad_()
+    custom = NoiseSchedule.from_betas(betas)
+    assert (custom.kind, custom.num_steps, custom.betas.requires_grad) == ("custom", 30, False)
+    for name in ("betas", "alpha_bars", "noise_variances"):
+        assert torch.equal(getattr(custom, name), getattr(original, name))
+    for time in (1 / 30, 0.5, 1.0):
+        assert custom.log_alpha(time) == pytest.approx(original.log_alpha(time), rel=1e-12)
+        assert custom.time_of_log_snr(custom.log_snr(time)) == pytest.approx(time, rel=1e-9)
+    with torch.no_grad():
+        betas.zero_()
+    assert (custom.betas > 0).all(), "it keeps a copy"
+
+
+def test_from_betas_takes_other_precisions_without_a_warning():
+    custom = NoiseSchedule.from_betas(torch.tensor([0.5, 0.25], dtype=torch.float32))  # ends at abar = 0.375
+    assert custom.alpha_bars.dtype == torch.float64
+    torch.testing.assert_close(custom.alpha_bars, torch.tensor([0.5, 0.375], dtype=torch.float64))
+    assert repr(custom) == "NoiseSchedule(num_steps=2, kind='custom')"
+
+
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        ([0.1, 0.0], r"custom schedule with num_steps=2 has b\^2 = 0, outside \(0, 1\)\.$"),
+        ([1.0], r"b\^1 = 1, outside"),
+        ([0.1, math.nan], r"b\^2 = nan, outside"),
+        ([], r"shape \[K\] with K at least 1, got \(0,\)"),
+        ([[0.1, 0.2]], r"got \(1, 2\)"),
+    ],
+)
+def test_from_betas_refuses(betas, message):
+    with pytest.raises(ValueError, match=message):
+        NoiseSchedule.from_betas(torch.tensor(betas))

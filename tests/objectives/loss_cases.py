@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchrl.modules import ValueOperator
 from torchrl.objectives import LossModule, SoftUpdate
 
-from torchrl_edp import EDPActor, EDPIQLLoss, NoiseSchedule
-from torchrl_edp.configs.losses import EDPIQLLossConfig
+from torchrl_edp import EDPActor, EDPCRRLoss, EDPIQLLoss, EDPTD3Loss, NoiseSchedule
+from torchrl_edp.configs.losses import EDPCRRLossConfig, EDPIQLLossConfig, EDPTD3LossConfig
 from torchrl_edp.modules import NoisePredictionMLP, QValueNetwork, ValueNetwork
 
 OBS, A, K = 3, 2, 50
@@ -28,21 +28,34 @@ class LossCase:
 
     name: str
     loss: type[LossModule]
-    networks: dict[str, str]  # loss term -> the one network it trains
     config: type
+    networks: dict[str, str]  # loss term -> the one network it trains
+    over_batch: list[dict[str, Any]]  # what a sample's loss takes from the rest of its batch, the first: nothing
+    steady: dict[str, Any] = field(default_factory=dict)  # makes draws of the batch's shape that are no input vanish
+    settings: dict[str, Any] = field(default_factory=dict)  # constructor arguments that make the case
 
     @property
     def terms(self) -> list[str]:
         return list(self.networks)
 
+    @property
+    def methods(self) -> list[str]:
+        return [term.removeprefix("loss_") + "_loss" for term in self.networks]
 
+    @property
+    def has_value_network(self) -> bool:
+        return "value_network" in self.networks.values()
+
+
+ACTOR_CRITIC = {"loss_actor": "actor_network", "loss_qvalue": "qvalue_network"}
+WITH_VALUE = ACTOR_CRITIC | {"loss_value": "value_network"}
+WEIGHTS = [{"weight_normalization": choice} for choice in (None, "mean", "softmax")]
+SCALES = [{"qvalue_normalization": choice} for choice in (None, "same", "other")]
 CASES = [
-    LossCase(
-        "iql",
-        EDPIQLLoss,
-        {"loss_actor": "actor_network", "loss_qvalue": "qvalue_network", "loss_value": "value_network"},
-        EDPIQLLossConfig,
-    ),
+    LossCase("iql", EDPIQLLoss, EDPIQLLossConfig, WITH_VALUE, WEIGHTS),
+    LossCase("td3", EDPTD3Loss, EDPTD3LossConfig, ACTOR_CRITIC, SCALES),
+    LossCase("crr", EDPCRRLoss, EDPCRRLossConfig, ACTOR_CRITIC, WEIGHTS, steady={"sample_deviation": 0.0}),
+    LossCase("cloning", EDPIQLLoss, EDPIQLLossConfig, WITH_VALUE, WEIGHTS, settings={"guidance_weight": 0.0}),
 ]
 
 
@@ -60,15 +73,18 @@ class Keys:
     priority: NestedKey = "td_error"
     diffusion_step: NestedKey = "diffusion_step"
     diffusion_noise: NestedKey = "diffusion_noise"
+    initial_noise: NestedKey = "initial_noise"
 
-    def of_loss(self) -> dict[str, NestedKey]:
-        return {name: key for name, key in vars(self).items() if name != "observation"}
+    def of_loss(self, case: LossCase) -> dict[str, NestedKey]:
+        """Those that ``set_keys`` takes; the others are the networks'."""
+        others = {"observation", "initial_noise"} | (set() if case.has_value_network else {"value"})
+        return {name: key for name, key in vars(self).items() if name not in others}
 
 
 NESTED = Keys(
     *[("group", name) for name in ("obs", "act")],
     *[("group", name) for name in ("rew", "end", "term")],
-    *[("group", name) for name in ("v", "q", "prio", "step", "eps")],
+    *[("group", name) for name in ("v", "q", "prio", "step", "eps", "start")],
 )
 
 
@@ -77,8 +93,14 @@ def make_networks(
 ) -> dict[str, TensorDictModule | list[TensorDictModule]]:
     """Actor, critics (a list) and value network; ``wrap`` changes every plain network."""
     keys = keys or Keys()
-    noise = wrap(NoisePredictionMLP(OBS, A, hidden_sizes=WIDTHS))
-    schedule = NoiseSchedule(K)
+    actor = EDPActor(
+        wrap(NoisePredictionMLP(OBS, A, hidden_sizes=WIDTHS)),
+        action_size=A,
+        schedule=NoiseSchedule(K),
+        in_keys=[keys.observation],
+        out_keys=[keys.action],
+        initial_noise_key=keys.initial_noise,
+    )
     critics = [
         ValueOperator(
             wrap(QValueNetwork(OBS, A, hidden_sizes=WIDTHS)),
@@ -89,9 +111,7 @@ def make_networks(
     ]
     value = wrap(ValueNetwork(OBS, hidden_sizes=WIDTHS))
     return {
-        "actor_network": EDPActor(
-            noise, action_size=A, schedule=schedule, in_keys=[keys.observation], out_keys=[keys.action]
-        ),
+        "actor_network": actor,
         "qvalue_network": critics,
         "value_network": ValueOperator(value, in_keys=[keys.observation], out_keys=[keys.value]),
     }
@@ -106,10 +126,10 @@ def make_loss(
     double: bool = False,
     **kwargs: Any,
 ) -> LossModule:
-    """A loss with tiny networks; its averages belong to an updater, as they should."""
+    """A loss with those of the tiny networks that it takes; its averages belong to an updater, as they should."""
     networks = networks or make_networks(num_qvalue_nets)
     taken = {name: net for name, net in networks.items() if name in case.networks.values()}
-    loss = case.loss(**taken, num_qvalue_nets=num_qvalue_nets, **kwargs)
+    loss = case.loss(**taken, num_qvalue_nets=num_qvalue_nets, **(case.settings | kwargs))
     if double:
         loss = loss.double()
     if updater and any(name.startswith("target_") for name in loss._modules):
@@ -128,7 +148,7 @@ def spread(loss: LossModule) -> LossModule:
 def make_data(
     batch: Sequence[int] = (4,), keys: Keys | None = None, *, dtype: torch.dtype = torch.float32, draws: bool = True
 ) -> TensorDictBase:
-    """Transitions; the second half of the batch terminated. ``draws`` adds diffusion steps and noise."""
+    """Transitions; the second half of the batch terminated. ``draws`` adds diffusion steps and all noise."""
     keys = keys or Keys()
     batch = torch.Size(batch)
     ends = (torch.arange(batch.numel()) >= (batch.numel() + 1) // 2).view(*batch, 1)
@@ -144,15 +164,49 @@ def make_data(
     if draws:
         data[keys.diffusion_step] = torch.randint(K, batch)
         data[keys.diffusion_noise] = torch.randn(*batch, A, **normal)
+        data[unravel_key(("next", keys.initial_noise))] = torch.randn(*batch, A, **normal)
     result = TensorDict({}, batch_size=batch)
     for key, value in data.items():
         result.set(key, value)
     return result
 
 
-def as_kwargs(data: TensorDictBase) -> dict[str, Tensor]:
-    """The arguments of a dispatched call."""
-    return {"_".join([key] if isinstance(key, str) else key): value for key, value in data.items(True, True)}
+def as_kwargs(data: TensorDictBase, loss: LossModule) -> dict[str, Tensor]:
+    """The arguments of a dispatched call: all that ``loss`` says it reads."""
+    given = data.select(*loss.in_keys, strict=False).items(True, True)
+    return {"_".join([key] if isinstance(key, str) else key): value for key, value in given}
+
+
+def seeded(loss: LossModule, *args: Any, **kwargs: Any) -> Any:
+    """``loss(...)`` with the same draws at every call."""
+    torch.manual_seed(1)
+    return loss(*args, **kwargs)
+
+
+def dispatched(loss: LossModule, data: TensorDictBase) -> TensorDictBase:
+    """``seeded(loss, data)`` by keyword arguments."""
+    return TensorDict(dict(zip(loss.out_keys, seeded(loss, **as_kwargs(data, loss)), strict=True)))
+
+
+def qvalues(loss: LossModule, observation: Tensor, action: Tensor, params: str = "qvalue_network_params") -> Tensor:
+    """Every critic's value [E, *B, 1], one plain call each."""
+    values = []
+    for critic in getattr(loss, params).unbind(0):
+        with critic.to_module(loss.qvalue_network):
+            values.append(loss.qvalue_network.module(observation, action))
+    return torch.stack(values)
+
+
+@torch.no_grad()
+def value_of_next(loss: LossModule, data: TensorDictBase) -> Tensor:
+    """What the critics' target takes as the value of the next state [*B, 1]: V, or min Q' of the target policy."""
+    observation = data["next", "observation"]
+    if isinstance(loss, EDPIQLLoss):
+        with loss.value_network_params.to_module(loss.value_network):
+            return loss.value_network.module(observation)
+    with loss.target_actor_network_params.to_module(loss.actor_network):
+        action = loss.actor_network.module(observation, data["next", "initial_noise"])
+    return qvalues(loss, observation, action, "target_qvalue_network_params").amin(0)
 
 
 def gradients(loss: LossModule, value: Tensor) -> dict[str, Tensor | None]:

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from torchrl_edp import NoiseSchedule
-from torchrl_edp.objectives.functional import StepTable, advantage_weight, elbo_weights, expectile_loss, step_weights
+from torchrl_edp.objectives.functional import (
+    StepTable,
+    advantage_weight,
+    aggregate_qvalues,
+    elbo_weights,
+    expectile_loss,
+    step_weights,
+)
 
 E = math.e
 close = torch.testing.assert_close
@@ -33,6 +40,12 @@ def test_expectile_loss(difference, expectile, value, gradient):
     loss = expectile_loss(x, expectile)
     close(loss, f64(value))
     close(torch.autograd.grad(loss.sum(), x)[0], f64(gradient))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_expectile_loss_keeps_the_precision_of_its_input(dtype):
+    loss = expectile_loss(torch.tensor([1.0, -1.0], dtype=dtype), 0.7)
+    close(loss, torch.tensor([0.7, 1 - 0.7], dtype=dtype), rtol=torch.finfo(dtype).eps, atol=0)
 
 
 def test_the_expectile_is_where_the_loss_is_least():
@@ -78,6 +91,64 @@ def test_masked_samples_do_not_change_the_weights_of_others(normalization, weigh
     mask = torch.tensor([True, False, True])
     close(advantage_weight(advantage, 1.0, 100.0, normalization, mask), f64(*weights))
     close(advantage_weight(advantage, 1.0, 100.0, normalization, torch.zeros(3, dtype=torch.bool)), f64(0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("normalization", "mask", "weights"),
+    [
+        (None, None, (0, 0, 1, 1)),
+        ("mean", None, (0, 0, 2, 2)),
+        ("softmax", None, (0, 0, 0.5, 0.5)),
+        (None, (1, 1, 1, 0), (0, 0, 1, 0)),
+        ("mean", (1, 1, 1, 0), (0, 0, 3, 0)),
+        ("softmax", (1, 1, 1, 0), (0, 0, 1, 0)),
+        ("mean", (1, 1, 0, 0), (0, 0, 0, 0)),
+        ("softmax", (0, 0, 0, 0), (0, 0, 0, 0)),
+    ],
+)
+def test_binary_weights(normalization, mask, weights):
+    advantage = f64(-1.0, 0.0, 1e-9, 1e9).requires_grad_()
+    mask = None if mask is None else torch.tensor(mask, dtype=torch.bool)
+    found = advantage_weight(advantage, 5.0, 0.5, normalization, mask, "step")  # neither temperature nor cap counts
+    assert not found.requires_grad
+    close(found, f64(*weights))
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "pessimism", "value", "gradient"),
+    [
+        ("min", 1.0, (1.0, -2.0), ((1, 0), (0, 1), (0, 0))),
+        ("mean", 1.0, (2.0, 0.0), ((1 / 3, 1 / 3),) * 3),
+        ("lcb", 0.0, (2.0, 0.0), ((1 / 3, 1 / 3),) * 3),
+        # mean 2, deviation sqrt(2/3); slope 1/3 - p (q - mean) / (3 deviation)
+        ("lcb", 0.5, (2 - 0.5 * (2 / 3) ** 0.5, -0.5 * (8 / 3) ** 0.5), None),
+    ],
+)
+def test_aggregate_qvalues(aggregation, pessimism, value, gradient):
+    qvalues = torch.tensor([[1.0, 2.0], [2.0, -2.0], [3.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    found = aggregate_qvalues(qvalues, aggregation, pessimism)
+    close(found, f64(*value))
+    if gradient is None:
+        deviation = f64((2 / 3) ** 0.5, (8 / 3) ** 0.5)
+        expected = 1 / 3 - pessimism * (qvalues.detach() - f64(2.0, 0.0)) / (3 * deviation)
+    else:
+        expected = torch.tensor(gradient, dtype=torch.float64)
+    close(torch.autograd.grad(found.sum(), qvalues)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("critics", [1, 2])
+def test_the_lower_bound_of_critics_that_agree(critics, dtype):
+    qvalues = torch.full((critics, 3), 1.5, dtype=dtype, requires_grad=True)
+    found = aggregate_qvalues(qvalues, "lcb", 2.0)
+    close(found, torch.full((3,), 1.5, dtype=dtype))
+    (slope,) = torch.autograd.grad(found.sum(), qvalues)
+    close(slope, torch.full_like(slope, 1 / critics))
+
+
+def test_an_unknown_aggregation_is_refused():
+    with pytest.raises(ValueError, match="qvalue_aggregation must be 'min', 'mean' or 'lcb', got 'max'"):
+        aggregate_qvalues(torch.zeros(2, 1), "max")
 
 
 @pytest.mark.parametrize("normalization", [None, "mean", "softmax"])

@@ -2,108 +2,50 @@
 
 from __future__ import annotations
 
-import math
 from copy import deepcopy
 
+import hand_computed as hand
 import pytest
 import torch
-from loss_cases import CASES, K, gradients, make_data, make_loss, make_networks, spread
+from loss_cases import CASES, gradients, make_data, make_loss, make_networks, spread
 from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor, TanhNormal
 from torchrl.objectives import DiffusionBCLoss, IQLLoss, SoftUpdate
 
 (IQL,) = [case for case in CASES if case.name == "iql"]
-LIKELIHOODS = ["noise", "elbo", "beta_elbo", "normalized_elbo", "approximation", "log_prob", "sampled_mse"]
-PLAIN = {
-    "likelihood": "noise",
-    "action_reduction": "mean",
-    "guidance_weighting": "uniform",
-    "guidance_steps": None,
-    "guidance_weight": 0.7,
-    "temperature": 2.0,
-    "weight_cap": 3.0,
-    "weight_normalization": None,
-    "deviation": 1.0,
-    "clip_approximation": False,
-}
 SEED = 7
 
 
 def literal_policy_loss(loss, networks, data, **settings) -> Tensor:
-    """L_diff + lambda E[w f * -likelihood], one scalar at a time (K = 50, linear schedule)."""
-    s = PLAIN | settings
-    b = [(1e-4 + i / (K - 1) * (0.02 - 1e-4)) * 1000 / K for i in range(K)]
-    abar = [math.prod(1 - b[j] for j in range(i + 1)) for i in range(K)]
-    elbo = {  # Eq. 12; the reference's form; the same with mean 1
-        "elbo": [b[i] / (2 * (1 - b[i]) * (1 - abar[max(i - 1, 0)])) for i in range(K)],
-        "beta_elbo": [b[i] / (2 * (1 - b[i]) * (1 - abar[i])) for i in range(K)],
-    }
-    elbo["normalized_elbo"] = [w * K / sum(elbo["beta_elbo"]) for w in elbo["beta_elbo"]]
-    snr = [min(a / (1 - a), 5) / 5 for a in abar]
-    by_step = {"uniform": [1.0] * K, "alpha_bar": abar, "snr": snr}[s["guidance_weighting"]]
-    first, last = s["guidance_steps"] or (0, K - 1)
-    over = torch.mean if s["action_reduction"] == "mean" else torch.sum
-
-    def qvalue(i: int, critic: int) -> Tensor:
-        with loss._modules["target_qvalue_network_params"][critic].to_module(networks["qvalue_network"][0]):
-            return networks["qvalue_network"][0].module(data["observation"][i], data["action"][i])
-
-    value = networks["value_network"].module
-    factors = []
-    with torch.no_grad():
-        for i in range(len(data)):
-            advantage = min(qvalue(i, 0), qvalue(i, 1)) - value(data["observation"][i])
-            factors.append(math.exp(s["temperature"] * float(advantage)))
-            if s["weight_cap"] is not None and s["weight_normalization"] != "softmax":
-                factors[i] = min(factors[i], s["weight_cap"])
-    if s["weight_normalization"] is not None:
-        scale = {"mean": len(factors), "softmax": 1}[s["weight_normalization"]] / sum(factors)
-        factors = [factor * scale for factor in factors]
-
+    """The policy's loss with f = exp(temperature (Q - V)), Q of the target critics."""
+    s = hand.LIKELIHOOD | {"qvalue_aggregation": "min", "pessimism": 1.0} | settings
+    targets = loss._modules["target_qvalue_network_params"]
+    advantages = []
+    for observation, action in zip(data["observation"], data["action"], strict=True):
+        with torch.no_grad():
+            value = float(networks["value_network"].module(observation))
+            values = [float(hand.qvalue(networks, targets, critic, observation, action)) for critic in range(2)]
+        mean, spread_of_two = sum(values) / 2, abs(values[0] - values[1]) / 2
+        bound = mean - s["pessimism"] * spread_of_two
+        aggregated = {"min": min(values), "mean": mean, "lcb": bound}[s["qvalue_aggregation"]]
+        advantages.append(aggregated - value)
     torch.manual_seed(SEED)
-    extra = torch.randn(len(data), data["action"].shape[-1], dtype=torch.float64)
-    losses = []
-    for i in range(len(data)):
-        k, a, eps = int(data["diffusion_step"][i]), data["action"][i], data["diffusion_noise"][i]
-        noisy = math.sqrt(abar[k]) * a + math.sqrt(1 - abar[k]) * eps  # Eq. 8
-        step = torch.tensor(float(k), dtype=torch.float64)
-        predicted = networks["actor_network"].module.noise_network(noisy, step, data["observation"][i])
-        error = over((eps - predicted) ** 2)  # Eq. 5
-        approximated = noisy / math.sqrt(abar[k]) - math.sqrt(1 - abar[k]) / math.sqrt(abar[k]) * predicted  # Eq. 9
-        if s["clip_approximation"]:
-            approximated = approximated.clamp(-1, 1)
-        deviation = (
-            loss.log_deviation.exp()
-            if s["deviation"] == "learned"
-            else torch.tensor(s["deviation"], dtype=torch.float64)
-        )
-        if s["likelihood"] == "noise":
-            negative = error
-        elif s["likelihood"] in elbo:
-            negative = elbo[s["likelihood"]][k] * error
-        elif s["likelihood"] == "approximation":  # Eq. 13
-            negative = over((a - approximated) ** 2)
-        elif s["likelihood"] == "log_prob":
-            negative = over(-torch.distributions.Normal(approximated, deviation).log_prob(a))
-        else:
-            negative = over((a - (approximated + deviation * extra[i])) ** 2)
-        weight = by_step[k] if first <= k <= last else 0.0
-        losses.append(error + s["guidance_weight"] * weight * factors[i] * negative)
-    return torch.stack(losses)
+    extra = torch.randn(data["action"].shape, dtype=torch.float64)
+    terms = hand.approximations(networks, data, s)
+    return hand.likelihood_loss(loss, data, terms, hand.advantage_factors(advantages, s), extra, s)
 
 
 def compare(**settings) -> None:
     networks = make_networks(2)
-    loss = spread(make_loss(IQL, networks=networks, double=True, reduction="none", **(PLAIN | settings)))
-    data = make_data([7], dtype=torch.float64)
-    data["diffusion_step"][:2] = torch.tensor([0, K - 1])
+    loss = spread(make_loss(IQL, networks=networks, double=True, reduction="none", **(hand.LIKELIHOOD | settings)))
+    data = hand.double_data(7)
     torch.manual_seed(SEED)
     found, metrics = loss.actor_loss(data)
-    hand = literal_policy_loss(loss, networks, data, **settings)
-    torch.testing.assert_close(found, hand, rtol=1e-9, atol=1e-11)
+    literal = literal_policy_loss(loss, networks, data, **settings)
+    torch.testing.assert_close(found, literal, rtol=1e-9, atol=1e-11)
     assert metrics["advantage_weight"].std() > 0, "all weights agree: this checks nothing"
-    expected = gradients(loss, hand.mean())
+    expected = gradients(loss, literal.mean())
     for name, gradient in gradients(loss, found.mean()).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-8, atol=1e-11)
         assert (gradient is not None) == name.startswith(("actor", "log_deviation"))
@@ -111,7 +53,7 @@ def compare(**settings) -> None:
 
 @pytest.mark.parametrize("guidance_weighting", ["uniform", "alpha_bar", "snr"])
 @pytest.mark.parametrize("action_reduction", ["mean", "sum"])
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("likelihood", hand.LIKELIHOODS)
 def test_the_policy_loss(likelihood, action_reduction, guidance_weighting):
     compare(likelihood=likelihood, action_reduction=action_reduction, guidance_weighting=guidance_weighting)
 
@@ -127,11 +69,31 @@ def test_the_policy_loss(likelihood, action_reduction, guidance_weighting):
         {"likelihood": "log_prob", "deviation": 0.3},
         {"likelihood": "log_prob", "deviation": "learned", "action_reduction": "sum"},
         {"likelihood": "sampled_mse", "deviation": "learned"},
+        {"qvalue_aggregation": "mean"},
+        {"qvalue_aggregation": "lcb", "pessimism": 2.5},
     ],
     ids=str,
 )
 def test_the_policy_loss_with(settings):
     compare(**settings)
+
+
+@pytest.mark.parametrize("aggregation", ["min", "mean", "lcb"])
+def test_the_value_loss_by_aggregation(aggregation):
+    networks = make_networks(2)
+    options = {"qvalue_aggregation": aggregation, "pessimism": 0.3, "expectile": 0.8}
+    loss, data = spread(make_loss(IQL, networks=networks, double=True, **options)), hand.double_data(6)
+    targets, losses = loss._modules["target_qvalue_network_params"], []
+    for observation, action in zip(data["observation"], data["action"], strict=True):
+        first, second = (hand.qvalue(networks, targets, critic, observation, action).detach() for critic in range(2))
+        mean, half = (first + second) / 2, abs(first - second) / 2
+        aggregated = {"min": min(first, second), "mean": mean, "lcb": mean - 0.3 * half}[aggregation]
+        difference = aggregated - networks["value_network"].module(observation).squeeze(-1)
+        losses.append((0.8 if difference > 0 else 0.2) * difference**2)
+    found, _ = loss.value_loss(data)
+    expected = torch.stack(losses).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(gradients(loss, found), gradients(loss, expected), rtol=1e-8, atol=1e-11)
 
 
 def test_guidance_weight_0_is_cloning_and_equals_diffusion_bc():
@@ -157,7 +119,7 @@ def test_cloning_does_not_see_infinite_weights():
     assert all(g is None or g.isfinite().all() for g in gradients(loss, value).values())
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("likelihood", hand.LIKELIHOODS)
 def test_one_network_call(likelihood):
     networks = make_networks(2)
     loss = make_loss(IQL, networks=networks, likelihood=likelihood)
@@ -225,6 +187,7 @@ def test_a_learned_deviation_is_trained():
         ({"action_reduction": "max"}, "action_reduction must be one of"),
         ({"scalar_output_mode": "all"}, "scalar_output_mode must be one of"),
         ({"guidance_weighting": "sigma"}, "guidance_weighting must be"),
+        ({"qvalue_aggregation": "max"}, "qvalue_aggregation must be"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
@@ -234,5 +197,5 @@ def test_wrong_settings_are_named(settings, message):
 
 def test_an_actor_of_another_kind_is_refused():
     networks = make_networks(2)
-    with pytest.raises(TypeError, match="needs an EDPActor"):
+    with pytest.raises(TypeError, match="an EDPActor or a torchrl"):
         make_loss(IQL, networks={**networks, "actor_network": deepcopy(networks["value_network"])})

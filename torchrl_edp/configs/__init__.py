@@ -4,7 +4,19 @@
 brings those groups along, which would stand beside every example's settings.
 """
 
-from torchrl_edp.configs.cli import check_overrides
-from torchrl_edp.configs.iql import EDPIQLConfig
+from torchrl_edp.configs.cli import check_overrides, launch, start
+from torchrl_edp.configs.experiments import EXPERIMENTS, EDPCRRConfig, EDPIQLConfig, EDPTD3Config
+from torchrl_edp.configs.presets import apply_preset, domain_of, preset_values
 
-__all__ = ["EDPIQLConfig", "check_overrides"]
+__all__ = [
+    "EXPERIMENTS",
+    "EDPCRRConfig",
+    "EDPIQLConfig",
+    "EDPTD3Config",
+    "apply_preset",
+    "check_overrides",
+    "domain_of",
+    "launch",
+    "preset_values",
+    "start",
+]

@@ -4,14 +4,56 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
+import hydra
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-HYDRA_GROUPS = ("hydra", "hydra/")
+from torchrl_edp.configs.experiments import EXPERIMENTS
+from torchrl_edp.configs.presets import PRESETS, apply_preset
+from torchrl_edp.training.run import RunFolder
+from torchrl_edp.training.settings import ExperimentSettings
+
+RUN_DIR = "hydra.run.dir=runs/{name}/${{dataset}}/seed${{seed}}_${{now:%Y-%m-%d_%H-%M-%S}}"
+
+
+def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
+    """Run ``job`` as a Hydra application on the typed configuration of experiment ``name``.
+
+    The command line is checked first; every run gets a folder ``runs/<name>/<dataset>/seed<seed>_<time>``.
+
+    Args:
+        name: ``"edp_iql"``, ``"edp_td3"`` or ``"edp_crr"``.
+        job: takes the resolved configuration; see :func:`start`.
+    """
+    # What tensordict says while it is being compiled concerns nobody who runs this.
+    warnings.filterwarnings("ignore", message="Using lock_|torch._dynamo.config.inline_inbuilt_nn_modules")
+    check_overrides(EXPERIMENTS[name])
+    ConfigStore.instance().store(name=name, node=EXPERIMENTS[name])
+    sys.argv.insert(1, RUN_DIR.format(name=name))
+    hydra.main(version_base="1.3", config_path=None, config_name=name)(job)()
+
+
+def start(config: DictConfig) -> tuple[ExperimentSettings, RunFolder]:
+    """Settings and folder of the Hydra job that is running: its preset applied, its seed set, its config written."""
+    job = HydraConfig.get()
+    name = str(job.job.config_name)
+    config = apply_preset(config, name, job.overrides.task)
+    cfg: Any = OmegaConf.to_object(config)
+    folder = RunFolder(job.runtime.output_dir, backend=cfg.logger.backend, name=name)
+    OmegaConf.save(config, folder.path / "config.yaml")
+    torch.manual_seed(cfg.seed)
+    return cfg, folder
 
 
 def check_overrides(schema: type, overrides: Sequence[str] | None = None) -> None:
@@ -36,20 +78,30 @@ def check_overrides(schema: type, overrides: Sequence[str] | None = None) -> Non
     config = OmegaConf.structured(schema)
     keys = _keys(config)
     for override in sys.argv[1:] if overrides is None else overrides:
-        key, separator, value = override.lstrip("+~").partition("=")
-        if not separator or override.startswith("-") or key.startswith(HYDRA_GROUPS):
+        key, separator, _ = override.lstrip("+~").partition("=")
+        if not separator or override.startswith("-") or key.split(".")[0].split("/")[0] == "hydra":
             continue
         if not _exists(config, key):
             raise SystemExit(_unknown(key, keys))
-        if "," in value and not value.startswith(("[", "{")):
-            continue  # a sweep; Hydra checks each value
-        try:
-            parsed = OmegaConf.select(OmegaConf.create(f"value: {value}"), "value")
-            OmegaConf.update(OmegaConf.structured(schema), key, parsed)
-        except OmegaConfBaseException as error:
-            now = OmegaConf.select(config, key)
-            reason = str(error).splitlines()[0]
-            raise SystemExit(f"Wrong value for {key!r}: {value!r} ({reason}). The default is {now!r}.") from None
+        for value in _values(override):
+            if key == "preset" and value not in PRESETS:
+                raise SystemExit(f"Unknown preset {value!r}: choose one of {', '.join(PRESETS)}.")
+            try:
+                OmegaConf.update(OmegaConf.structured(schema), key, value)
+            except OmegaConfBaseException as error:
+                now = OmegaConf.select(config, key)
+                reason = str(error).splitlines()[0]
+                raise SystemExit(f"Wrong value for {key!r}: {value!r} ({reason}). The default is {now!r}.") from None
+
+
+def _values(override: str) -> list[Any]:
+    """The value of an override as Hydra reads it; several if it is a sweep, none where Hydra cannot read it."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        values: list[Any] = list(parsed.sweep_iterator()) if parsed.is_sweep_override() else [parsed.value()]
+    except HydraException:
+        return []  # Hydra says why
+    return [value.text if isinstance(value, QuotedString) else value for value in values]
 
 
 def _keys(config: Any, prefix: str = "") -> list[str]:

@@ -1,5 +1,6 @@
 """The mathematics of diffusion policies: noise schedules, the forward process and samplers. Imports torch only."""
 
+from torchrl_edp.diffusion.partial import ddim_from_step
 from torchrl_edp.diffusion.process import Bounds, add_noise, approximate_action, clip, posterior
 from torchrl_edp.diffusion.schedule import NoiseSchedule
 from torchrl_edp.diffusion.solvers import SOLVERS, ddim, ddpm, dpm_solver, dpm_solver_pp, plan_orders
@@ -12,6 +13,7 @@ __all__ = [
     "approximate_action",
     "clip",
     "ddim",
+    "ddim_from_step",
     "ddpm",
     "dpm_solver",
     "dpm_solver_pp",

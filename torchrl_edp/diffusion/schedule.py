@@ -47,9 +47,33 @@ class NoiseSchedule:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         if kind not in _BETAS:
             raise ValueError(f"Unknown schedule kind {kind!r}: choose one of {sorted(_BETAS)}.")
+        self._set(_BETAS[kind](num_steps), kind)
+        if self.alpha_bars[-1] > 0.01:
+            warnings.warn(
+                f"The {kind} schedule with num_steps={num_steps} ends at abar_K = {float(self.alpha_bars[-1]):.3g} "
+                "> 0.01: noised actions keep a trace of the clean action, while sampling starts from pure noise.",
+                stacklevel=2,
+            )
+
+    @classmethod
+    def from_betas(cls, betas: Tensor) -> NoiseSchedule:
+        """A schedule of given variances b^1..b^K [K], each in (0, 1); its ``kind`` is ``"custom"``.
+
+        Examples:
+            >>> NoiseSchedule.from_betas(torch.linspace(1e-4, 0.02, 100))
+            NoiseSchedule(num_steps=100, kind='custom')
+        """
+        if betas.ndim != 1 or not len(betas):
+            raise ValueError(f"betas must have shape [K] with K at least 1, got {tuple(betas.shape)}.")
+        schedule = cls.__new__(cls)
+        schedule._set(betas.detach().to("cpu", torch.float64, copy=True), "custom")
+        return schedule
+
+    def _set(self, betas: Tensor, kind: str) -> None:
+        num_steps = len(betas)
         self.num_steps = num_steps
         self.kind = kind
-        self.betas = _BETAS[kind](num_steps)
+        self.betas = betas
         outside = (~((self.betas > 0) & (self.betas < 1))).nonzero()
         if len(outside):
             first = int(outside[0])
@@ -62,12 +86,6 @@ class NoiseSchedule:
         self.alpha_bars = log_alpha_bars.exp()
         # A table of its own: 1 - abar^1 computed in float32 would be off by 2e-4.
         self.noise_variances = -log_alpha_bars.expm1()
-        if self.alpha_bars[-1] > 0.01:
-            warnings.warn(
-                f"The {kind} schedule with num_steps={num_steps} ends at abar_K = {float(self.alpha_bars[-1]):.3g} "
-                "> 0.01: noised actions keep a trace of the clean action, while sampling starts from pure noise.",
-                stacklevel=2,
-            )
         self._cache: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     def __repr__(self) -> str:

@@ -1,6 +1,7 @@
 """Networks and TensorDict modules of diffusion policies."""
 
 from torchrl_edp.modules.actor import DiffusionSampler, EDPActor
+from torchrl_edp.modules.adapter import ScoreNetworkAdapter, as_edp_actor
 from torchrl_edp.modules.networks import Mish, NoisePredictionMLP, QValueNetwork, StepEmbedding, ValueNetwork
 from torchrl_edp.modules.selection import EnergyBasedActionSelector
 
@@ -11,6 +12,8 @@ __all__ = [
     "Mish",
     "NoisePredictionMLP",
     "QValueNetwork",
+    "ScoreNetworkAdapter",
     "StepEmbedding",
     "ValueNetwork",
+    "as_edp_actor",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from torchrl.modules import SafeModule
 from torchrl_edp.diffusion import SOLVERS, Bounds, NoiseSchedule, add_noise, clip
 
 Prediction = Literal["noise", "velocity"]
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class DiffusionSampler(nn.Module):
@@ -80,9 +81,12 @@ class DiffusionSampler(nn.Module):
         noise = torch.randn_like(action)
         return add_noise(action, noise, diffusion_step, self.schedule), noise
 
-    def predict_noise(self, noisy_action: Tensor, diffusion_step: Tensor, observation: Tensor) -> Tensor:
-        """The predicted noise [*B, A] at integer steps [*B]: one call of the network."""
-        output = self.noise_network(noisy_action, diffusion_step.to(_step_dtype(noisy_action)), observation)
+    def predict_noise(
+        self, noisy_action: Tensor, diffusion_step: Tensor, observation: Tensor, network: Network | None = None
+    ) -> Tensor:
+        """The predicted noise [*B, A] at integer steps [*B]: one call of the network, or of ``network`` instead."""
+        network = self.noise_network if network is None else network
+        output = network(noisy_action, diffusion_step.to(_step_dtype(noisy_action)), observation)
         if self.prediction == "noise":
             return output
         alpha = self.schedule.at("alpha_bars", diffusion_step, noisy_action).sqrt()
@@ -95,22 +99,29 @@ class DiffusionSampler(nn.Module):
         step = model_input[..., -1].round().long().clamp_max(self.num_steps - 1)  # bfloat16 rounds 999 to 1000
         return self.predict_noise(noisy_action, step, model_input[..., self.action_size : -1])
 
-    def sample(self, observation: Tensor, initial_noise: Tensor, **kwargs: Any) -> Tensor:
-        """Solve from ``initial_noise`` [*B, A] to actions [*B, A], given [*B, O]; options override the solver's."""
+    def sample(
+        self, observation: Tensor, initial_noise: Tensor, network: Network | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Solve from ``initial_noise`` [*B, A] to actions [*B, A], given [*B, O]; options override the solver's.
+
+        ``network`` is called in place of the noise network: with other parameters, or with checkpointing.
+        """
+        network = self.noise_network if network is None else network
 
         def model(noisy_action: Tensor, step: float) -> Tensor:
             dtype = _step_dtype(noisy_action)
             steps = torch.full(noisy_action.shape[:-1], step, dtype=dtype, device=noisy_action.device)
-            output = self.noise_network(noisy_action, steps, observation)
+            output = network(noisy_action, steps, observation)
             if self.prediction == "noise":
                 return output
             time = (step + 1) / self.schedule.num_steps
             return self.schedule.alpha(time) * output + self.schedule.sigma(time) * noisy_action
 
-        options = {"initial_noise_scale": self.initial_noise_scale, "policy_scale": self.policy_scale}
+        options: dict[str, Any] = {"initial_noise_scale": self.initial_noise_scale, "policy_scale": self.policy_scale}
         options |= {"num_calls": self.num_calls, "bounds": self.bounds} | self.solver_kwargs | kwargs
         action = SOLVERS[self.solver](model, initial_noise, self.schedule, **options)
-        return action if self.bounds is None else clip(action, self.bounds)
+        bounds: Bounds | None = options["bounds"]
+        return action if bounds is None else clip(action, bounds)
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
         """Actions [*B, A] for ``inputs``: observations [*B, O_i], concatenated, then the initial noise or None.
@@ -216,6 +227,11 @@ class EDPActor(SafeModule):
     def observation_keys(self) -> list[NestedKey]:
         """The input keys without that of the initial noise."""
         return self.in_keys[:-1]
+
+    @property
+    def initial_noise_key(self) -> NestedKey:
+        """The optional input with the noise to start from."""
+        return self.in_keys[-1]
 
 
 def _step_dtype(like: Tensor) -> torch.dtype:

@@ -2,48 +2,48 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.nn import TensorDictModule, dispatch
 from tensordict.utils import NestedKey, unravel_key
-from torch import Tensor, nn
-from torchrl.objectives import LossModule
-from torchrl.objectives.utils import ValueEstimators, _vmap_func, dispatch_value_estimator
-from torchrl.objectives.value import ValueEstimatorBase
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from torchrl_edp.diffusion import Bounds, NoiseSchedule, add_noise, approximate_action
-from torchrl_edp.objectives.functional import StepTable, StepWeighting, step_weights
+from torchrl_edp.diffusion import Bounds, add_noise, ddim_from_step
+from torchrl_edp.modules import DiffusionSampler, EDPActor, as_edp_actor
+from torchrl_edp.objectives.critics import CriticEnsembleLoss
+from torchrl_edp.objectives.functional import Aggregation, StepTable, StepWeighting, aggregate_qvalues, step_weights
 
 ActionReduction = Literal["mean", "sum"]
+GuidanceStart = Literal["data", "noise"]
 
 
 @dataclass
 class DiffusionTerms:
-    """What one call of the noise network gives, for a batch of actions.
+    """What the noise network gives for a batch of actions.
 
     Attributes:
         action: data-set action [*B, A].
         diffusion_step: integers [*B] in 0..K-1.
-        noise: the noise that corrupted the action [*B, A].
         predicted_noise: the network's output [*B, A].
-        approximated_action: the action rebuilt from the corrupted one (Eq. 9) [*B, A].
+        noise_error: squared error of the noise prediction (Eq. 5) [*B].
+        approximated_action: the action rebuilt by the network (Eq. 9, or a chain of calls) [*B, A].
     """
 
     action: Tensor
     diffusion_step: Tensor
-    noise: Tensor
     predicted_noise: Tensor
+    noise_error: Tensor
     approximated_action: Tensor
 
 
-class EDPLoss(LossModule):
-    """Base of the EDP losses: networks, keys, the corrupted action, reductions.
+class EDPLoss(CriticEnsembleLoss):
+    """Base of the EDP losses: the policy's loss, keys, outputs.
 
-    Subclasses define ``out_keys``, ``actor_loss`` and ``qvalue_loss``.
+    Subclasses define ``out_keys``, ``qvalue_loss`` and ``_guidance``, the RL term of the policy's loss.
     """
 
     @dataclass
@@ -52,7 +52,6 @@ class EDPLoss(LossModule):
 
         Attributes:
             action: data-set action. Default ``"action"``.
-            value: state value. Default ``"state_value"``.
             state_action_value: state-action value. Default ``"state_action_value"``.
             priority: where the TD error is written for prioritised replay. Default ``"td_error"``.
             priority_weight: importance weight read from prioritised replay. Default ``"priority_weight"``.
@@ -62,7 +61,6 @@ class EDPLoss(LossModule):
         """
 
         action: NestedKey = "action"
-        value: NestedKey = "state_value"
         state_action_value: NestedKey = "state_action_value"
         priority: NestedKey = "td_error"
         priority_weight: NestedKey = "priority_weight"
@@ -74,16 +72,13 @@ class EDPLoss(LossModule):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    default_value_estimator = ValueEstimators.TD0
     out_keys: list[NestedKey]
-    SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0, ValueEstimators.TD1, ValueEstimators.TDLambda)
+    terms: tuple[str, ...] = ("actor_loss", "qvalue_loss")
+    sequential_terms: tuple[str, ...] = ("qvalue_loss", "actor_loss")  # the order of Alg. 1
 
-    actor_network: TensorDictModule
+    actor_network: EDPActor
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams
-    qvalue_network: TensorDictModule
-    qvalue_network_params: TensorDictParams
-    target_qvalue_network_params: TensorDictParams
     _guidance_table: StepTable
 
     def __init__(
@@ -92,8 +87,12 @@ class EDPLoss(LossModule):
         guidance_weight: float,
         guidance_weighting: StepWeighting,
         guidance_steps: tuple[int, int] | None,
+        guidance_start: GuidanceStart,
+        approximation_steps: int | None,
         clip_approximation: bool,
         action_reduction: ActionReduction,
+        qvalue_aggregation: Aggregation,
+        pessimism: float,
         loss_function: str,
         reduction: str | None,
         scalar_output_mode: str | None,
@@ -102,13 +101,23 @@ class EDPLoss(LossModule):
     ) -> None:
         self._in_keys: list[NestedKey] = []
         super().__init__()
-        _check("action_reduction", action_reduction, ("mean", "sum"))
-        _check("scalar_output_mode", scalar_output_mode, (None, "exclude", "non_tensor"))
+        check_choice("action_reduction", action_reduction, ("mean", "sum"))
+        check_choice("scalar_output_mode", scalar_output_mode, (None, "exclude", "non_tensor"))
+        check_choice("guidance_start", guidance_start, ("data", "noise"))
+        if guidance_start == "noise" and guidance_steps is not None:
+            raise ValueError("With guidance_start='noise' guidance has no diffusion step: guidance_steps must be None.")
+        if approximation_steps is not None and approximation_steps < 1:
+            raise ValueError(f"approximation_steps must be at least 1 or None, got {approximation_steps}.")
+        aggregate_qvalues(torch.zeros(1), qvalue_aggregation, pessimism)  # refuses an unknown name now
         self.guidance_weight = guidance_weight
         self.guidance_weighting = guidance_weighting
         self.guidance_steps = guidance_steps
+        self.guidance_start = guidance_start
+        self.approximation_steps = approximation_steps
         self.clip_approximation = clip_approximation
         self.action_reduction = action_reduction
+        self.qvalue_aggregation = qvalue_aggregation
+        self.pessimism = pessimism
         self.loss_function = loss_function
         self.reduction = "mean" if reduction is None else reduction
         self.scalar_output_mode = scalar_output_mode
@@ -117,92 +126,23 @@ class EDPLoss(LossModule):
         if self.reduction == "none" and scalar_output_mode == "exclude":
             self.out_keys = [key for key in self.out_keys if key.startswith("loss_")]
 
-    # --- networks
-
     def _set_actor(self, actor_network: TensorDictModule, delay_actor: bool) -> None:
-        sampler: Any = getattr(actor_network, "module", None)
-        for name in ("schedule", "predict_noise", "bounds"):
-            if not hasattr(sampler, name):
-                raise TypeError(
-                    f"{type(self).__name__} needs an EDPActor: {type(actor_network).__name__}.module has no {name!r}."
-                )
+        actor = as_edp_actor(actor_network)
         self.delay_actor = delay_actor
-        self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
-        weights = step_weights(sampler.schedule, self.guidance_weighting, self.guidance_steps)
+        self._bounds: Bounds | None = actor.module.bounds
+        self.convert_to_functional(actor, "actor_network", create_target_params=delay_actor)
+        weights = step_weights(actor.module.schedule, self.guidance_weighting, self.guidance_steps)
         self._guidance_table = StepTable(weights)
 
-    def _set_qvalue(
-        self,
-        qvalue_network: TensorDictModule | list[TensorDictModule],
-        num_qvalue_nets: int,
-        delay_qvalue: bool,
-        shared: list[nn.Parameter] | None,
-    ) -> None:
-        self.num_qvalue_nets = num_qvalue_nets
-        self.delay_qvalue = delay_qvalue
-        is_list = isinstance(qvalue_network, (list, tuple))
-        copies = list(qvalue_network) if is_list else _independent_copies(qvalue_network, num_qvalue_nets)
-        if len(copies) != num_qvalue_nets:
-            raise ValueError(f"num_qvalue_nets is {num_qvalue_nets}, but the list has {len(copies)} critics.")
-        # From a list TorchRL makes no leaves of a single critic's parameters, and loses ties to shared ones.
-        alone = shared is not None or num_qvalue_nets == 1
-        self.convert_to_functional(
-            copies[0] if alone else copies,
-            "qvalue_network",
-            num_qvalue_nets,
-            create_target_params=delay_qvalue,
-            compare_against=shared,
-        )
-        if alone:
-            self._fill_qvalues(copies)
-            self._copy_to_targets()
-        self._make_vmap()
-
-    def _fill_qvalues(self, copies: list[TensorDictModule]) -> None:
-        """Give every critic the parameters of its copy; those shared with other networks stay."""
-        for index, copy in enumerate(copies):
-            for key, source in TensorDict.from_module(copy).items(True, True):
-                parameter = self.qvalue_network_params.get(key)
-                if isinstance(parameter, nn.Parameter):
-                    parameter.data[index].copy_(source.data)
-
-    def _copy_to_targets(self) -> None:
-        for name, targets in self._modules.items():
-            if name.startswith("target_") and targets is not None:
-                targets.data.update_(getattr(self, name.removeprefix("target_")).data)
-
-    def reset_parameters_recursive(self) -> None:
-        """Draw every parameter anew by its layer's own rule; targets become copies of them."""
-        for name, network in list(self.__dict__.items()):
-            if isinstance(network, TensorDictModuleBase) and name != "qvalue_network":
-                with getattr(self, f"{name}_params").to_module(network, preserve_module_state=False):
-                    network.reset_parameters_recursive()
-        self._fill_qvalues(_independent_copies(self.qvalue_network, self.num_qvalue_nets + 1)[1:])
-        self._copy_to_targets()
-
-    def _make_vmap(self) -> None:
-        self._vmap_qvalue = _vmap_func(
-            self.qvalue_network, (None, 0), randomness=self.vmap_randomness, pseudo_vmap=self.deactivate_vmap
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State for pickle and deepcopy, without the vectorised call: it is a closure over the networks."""
-        return {name: value for name, value in self.__dict__.items() if name != "_vmap_qvalue"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._make_vmap()
-
-    def _qvalues(self, tensordict: TensorDictBase, params: TensorDictParams) -> Tensor:
-        """Values [E, *B] of the actions in ``tensordict`` under stacked critics."""
-        inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False)
-        return self._vmap_qvalue(inputs, params).get(self.tensor_keys.state_action_value).squeeze(-1)
+    @property
+    def _sampler(self) -> DiffusionSampler:
+        return self.actor_network.module
 
     # --- keys
 
     @property
     def _observation_keys(self) -> list[NestedKey]:
-        return list(getattr(self.actor_network, "observation_keys", self.actor_network.in_keys))
+        return self.actor_network.observation_keys
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -220,6 +160,10 @@ class EDPLoss(LossModule):
         """What is read both now and at the next step."""
         return self._observation_keys
 
+    def _noise_keys(self) -> list[NestedKey]:
+        """Optional inputs: the noise that sampled actions start from."""
+        return [self.actor_network.initial_noise_key] if self.guidance_start == "noise" else []
+
     def _set_in_keys(self) -> None:
         keys, states = self.tensor_keys, self._state_keys
         required = [
@@ -229,7 +173,7 @@ class EDPLoss(LossModule):
             *self.qvalue_network.in_keys,
         ]
         optional = [keys.diffusion_step, keys.diffusion_noise, keys.priority_weight, "steps_to_next_obs"]
-        self._in_keys = list(dict.fromkeys([*required, *optional]))
+        self._in_keys = list(dict.fromkeys([*required, *optional, *self._noise_keys()]))
 
     def select_out_keys(self, *out_keys: NestedKey) -> EDPLoss:
         """Return only these of ``out_keys``, until ``reset_out_keys``."""
@@ -245,11 +189,45 @@ class EDPLoss(LossModule):
         self._out_keys_apparent = self.out_keys_source
         return self
 
-    # --- terms
+    # --- losses
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """All losses from the same parameters; writes only the priority into the input."""
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        for term in self.terms:
+            losses[f"loss_{term.removesuffix('_loss')}"], values = getattr(self, term)(tensordict)
+            metrics |= values
+        tensordict.set(self.tensor_keys.priority, metrics.pop("td_error").amax(0))
+        output = self._output(tensordict, losses, metrics)
+        self._clear_weakrefs(tensordict, output, *self._params_names())
+        return output
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_diff + lambda L_pi. One call of the noise network, unless chains of calls are asked for."""
+        terms = self._diffuse(tensordict)
+        guidance, metrics = self._guidance(tensordict, terms)
+        loss = terms.noise_error
+        if self.guidance_weight != 0:  # cloning goes on where the guidance is infinite
+            loss = loss + self.guidance_weight * self._step_weight(terms) * guidance
+        loss = self._reduce_loss(loss, tensordict=tensordict, weights=self._maybe_get_priority_weight(tensordict))
+        self._clear_weakrefs(tensordict, *self._params_names())
+        return loss, {"diffusion_error": terms.noise_error.detach(), "guidance": guidance.detach(), **metrics}
+
+    def _guidance(self, tensordict: TensorDictBase, terms: DiffusionTerms) -> tuple[Tensor, dict[str, Tensor]]:
+        """The RL term of every sample [*B] before its weights, and detached metrics."""
+        raise NotImplementedError
+
+    def _step_weight(self, terms: DiffusionTerms) -> Tensor:
+        """Weight of the guidance by diffusion step [*B]; 1 where it starts from pure noise and has none."""
+        if self.guidance_start == "noise":
+            return torch.ones_like(terms.noise_error)
+        return self._guidance_table(terms.diffusion_step, terms.noise_error)
 
     def _diffuse(self, tensordict: TensorDictBase) -> DiffusionTerms:
-        """Corrupt the data-set action at a random step and call the noise network, once."""
-        sampler, keys = self.actor_network.module, self.tensor_keys
+        """Corrupt the data-set action at a random step, predict the noise, rebuild an action."""
+        sampler, keys = self._sampler, self.tensor_keys
         action = tensordict[keys.action]
         step = tensordict.get(keys.diffusion_step, None)
         if step is None:
@@ -259,32 +237,50 @@ class EDPLoss(LossModule):
         noise = tensordict.get(keys.diffusion_noise, None)
         if noise is None:
             noise = torch.randn_like(action)
-        observations = [tensordict[key] for key in self._observation_keys]
-        observation = torch.cat(observations, -1) if len(observations) > 1 else observations[0]
+        observation = self._observation(tensordict)
         noisy = add_noise(action, noise, step, sampler.schedule)
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            predicted = sampler.predict_noise(noisy, step, observation)
-        bounds: Bounds | None = sampler.bounds if self.clip_approximation else None
-        approximated = approximate_action(noisy, predicted, step, sampler.schedule, bounds)
-        return DiffusionTerms(action, step, noise, predicted, approximated)
+        predicted = sampler.predict_noise(noisy, step, observation, self._network)
+        noise_error = self._over_actions((noise - predicted).square())
+        guided = self.guidance_weight != 0  # else no chain of calls is needed
+        if self.guidance_start == "noise" and guided:
+            approximated = self._sample_action(tensordict, observation, action)
+        else:
+            approximated = ddim_from_step(
+                lambda noisy, step: sampler.predict_noise(noisy, step, observation, self._checkpointed_network),
+                noisy,
+                step,
+                sampler.schedule,
+                num_calls=(self.approximation_steps or 1) if guided else 1,
+                bounds=self._bounds if self.clip_approximation else None,
+                predicted_noise=predicted,
+            )
+        return DiffusionTerms(action, step, predicted, noise_error, approximated)
+
+    def _sample_action(self, tensordict: TensorDictBase, observation: Tensor, like: Tensor) -> Tensor:
+        """An action [*B, A] from pure noise by the actor's solver, differentiable."""
+        noise = tensordict.get(self.actor_network.initial_noise_key, None)
+        noise = torch.randn_like(like) if noise is None else noise
+        options: dict[str, Any] = {} if self.approximation_steps is None else {"num_calls": self.approximation_steps}
+        return self._sampler.sample(observation, noise, self._checkpointed_network, bounds=self._bounds, **options)
+
+    def _network(self, *inputs: Tensor, params: TensorDictParams | None = None) -> Tensor:
+        """The noise network's output under the actor's parameters, or under ``params``."""
+        params = self.actor_network_params if params is None else params
+        with params.to_module(self.actor_network, preserve_module_state=False):
+            return self._sampler.noise_network(*inputs)
+
+    def _checkpointed_network(self, *inputs: Tensor) -> Tensor:
+        """The same, but activations are computed again in the backward pass: a chain of 1000 calls fits in memory."""
+        if torch.compiler.is_compiling():  # parameters cannot be swapped inside a checkpointed region of a graph
+            return self._network(*inputs)
+        return checkpoint(self._network, *inputs, use_reentrant=False)
+
+    def _observation(self, tensordict: TensorDictBase) -> Tensor:
+        observations = [tensordict[key] for key in self._observation_keys]
+        return torch.cat(observations, -1) if len(observations) > 1 else observations[0]
 
     def _over_actions(self, values: Tensor) -> Tensor:
         return values.mean(-1) if self.action_reduction == "mean" else values.sum(-1)
-
-    def _noise_error(self, terms: DiffusionTerms) -> Tensor:
-        """Squared error of the noise prediction (Eq. 5), [*B]."""
-        return self._over_actions((terms.noise - terms.predicted_noise).square())
-
-    def _combine(self, diffusion_error: Tensor, guidance: Tensor, terms: DiffusionTerms) -> Tensor:
-        """L_diff + lambda L_pi with the weight of the diffusion step, [*B]."""
-        if self.guidance_weight == 0:
-            return diffusion_error  # also where the guidance is infinite
-        weight = self.guidance_weight * self._guidance_table(terms.diffusion_step, guidance)
-        return diffusion_error + weight * guidance
-
-    @property
-    def _schedule(self) -> NoiseSchedule:
-        return self.actor_network.module.schedule
 
     def _mask(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
         """Which samples [*B] count (``loss_mask_key``); None if all do."""
@@ -308,41 +304,8 @@ class EDPLoss(LossModule):
             output.set_non_tensor(name, value)
         return output
 
-    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
-        if self._value_estimator is not None:
-            self._value_estimator.set_keys(**self._estimator_keys())
-        self._set_in_keys()
 
-    def _estimator_keys(self) -> dict[str, NestedKey]:
-        keys = self.tensor_keys
-        return {"value": keys.value, "reward": keys.reward, "done": keys.done, "terminated": keys.terminated}
-
-    def make_value_estimator(self, value_type: ValueEstimators | None = None, **hyperparams: Any) -> EDPLoss:
-        """Choose the value estimator: TD0 (default), TD1 or TDLambda; ``gamma`` and the like are its arguments."""
-        value_type = self.default_value_estimator if value_type is None else value_type
-        if isinstance(value_type, ValueEstimatorBase) or (
-            isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase)
-        ):
-            LossModule.make_value_estimator(self, value_type, **hyperparams)
-        else:
-            dispatch_value_estimator(
-                self,
-                value_type,
-                supported=self.SUPPORTED_VALUE_ESTIMATORS,
-                tensor_keys=self._estimator_keys(),
-                **hyperparams,
-            )
-        return self
-
-
-def _independent_copies(network: TensorDictModule, count: int) -> list[TensorDictModule]:
-    """``network`` and ``count - 1`` copies with weights drawn anew by the layers' own rule."""
-    copies = [network, *(deepcopy(network) for _ in range(count - 1))]
-    for copy in copies[1:]:
-        copy.reset_parameters_recursive()
-    return copies
-
-
-def _check(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Refuse a value that is none of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,38 @@ from torchrl_edp.diffusion import NoiseSchedule
 
 WeightNormalization = Literal["mean", "softmax"]
 StepWeighting = Literal["uniform", "alpha_bar", "snr"]
+Aggregation = Literal["min", "mean", "lcb"]
+WeightFunction = Literal["exp", "step"]
+
+
+def aggregate_qvalues(qvalues: Tensor, aggregation: Aggregation = "min", pessimism: float = 1.0) -> Tensor:
+    """One value from those of several critics.
+
+    Args:
+        qvalues: [E, *B].
+        aggregation: ``"min"`` (the paper), ``"mean"``, or ``"lcb"``, a lower confidence bound: mean - pessimism *
+            deviation over critics (of the population, so 0 for a single critic).
+        pessimism: of ``"lcb"``.
+
+    Returns:
+        [*B].
+
+    Examples:
+        >>> aggregate_qvalues(torch.tensor([[1.0], [3.0]]), "lcb", pessimism=0.5)
+        tensor([1.5000])
+
+    Source: min: Eq. 6 of https://arxiv.org/abs/2305.20081; bound: https://arxiv.org/abs/2110.01548.
+    """
+    if aggregation == "min":
+        return qvalues.amin(0)
+    if aggregation == "mean":
+        return qvalues.mean(0)
+    if aggregation != "lcb":
+        raise ValueError(f"qvalue_aggregation must be 'min', 'mean' or 'lcb', got {aggregation!r}.")
+    mean = qvalues.mean(0)
+    # Not std: its gradient is infinite where critics agree.
+    variance = (qvalues - mean).square().mean(0)
+    return mean - pessimism * (variance + torch.finfo(qvalues.dtype).tiny).sqrt()
 
 
 def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
@@ -30,7 +62,8 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
 
     Source: Eq. 22 of https://arxiv.org/abs/2305.20081; https://arxiv.org/abs/2110.06169.
     """
-    return torch.where(difference < 0, 1 - expectile, expectile) * difference.square()
+    square = difference.square()
+    return torch.where(difference < 0, (1 - expectile) * square, expectile * square)
 
 
 def advantage_weight(
@@ -39,6 +72,7 @@ def advantage_weight(
     cap: float | None = 100.0,
     normalization: WeightNormalization | None = None,
     mask: Tensor | None = None,
+    function: WeightFunction = "exp",
 ) -> Tensor:
     """Weight of a sample in the policy's likelihood: exp(temperature * advantage), capped, then normalised.
 
@@ -51,6 +85,8 @@ def advantage_weight(
         normalization: None; ``"mean"`` divides by the mean, so that the average weight is 1 and the guidance does not
             drown when all advantages are low; ``"softmax"`` makes the weights sum to 1 (reference code), without cap.
         mask: samples that count, of the shape of ``advantage``; the others get weight 0.
+        function: ``"exp"``, or ``"step"``: 1 where the advantage is positive, else 0 (CRR's binary weights; then
+            ``temperature`` and ``cap`` have no effect).
 
     Returns:
         Weights of the shape of ``advantage``, detached.
@@ -59,9 +95,12 @@ def advantage_weight(
         >>> advantage_weight(torch.tensor([0.0, 1.0e4]))
         tensor([  1.0000, 100.0000])
 
-    Source: Sec. 4.3 of https://arxiv.org/abs/2305.20081 and its reference code.
+    Source: Sec. 4.3 of https://arxiv.org/abs/2305.20081 and its reference code; https://arxiv.org/abs/2006.15134.
     """
-    exponent = temperature * advantage.detach()
+    advantage = advantage.detach()
+    if function == "step":
+        return _normalized((advantage > 0).to(advantage.dtype), normalization, mask)
+    exponent = temperature * advantage
     if cap is not None and normalization != "softmax":
         exponent = exponent.clamp_max(math.log(cap))
     if mask is not None:
@@ -75,6 +114,15 @@ def advantage_weight(
     if normalization == "mean":
         weight = weight * (weight.numel() if mask is None else mask.sum())
     return weight
+
+
+def _normalized(weight: Tensor, normalization: WeightNormalization | None, mask: Tensor | None) -> Tensor:
+    if mask is not None:
+        weight = torch.where(mask, weight, 0.0)
+    if normalization is None:
+        return weight
+    share = weight / weight.sum().clamp_min(1.0)  # all 0 if no advantage is positive
+    return share if normalization == "softmax" else share * (weight.numel() if mask is None else mask.sum())
 
 
 def elbo_weights(schedule: NoiseSchedule, kind: Literal["posterior", "beta", "normalized"] = "posterior") -> Tensor:
@@ -126,7 +174,7 @@ def step_weights(
     elif weighting == "snr":
         weights = (alpha_bars / (1 - alpha_bars)).clamp_max(max_snr) / max_snr
     else:
-        raise ValueError(f"guidance_weighting must be 'uniform', 'alpha_bar' or 'snr', got {weighting!r}.")
+        raise ValueError(f"guidance_weighting must be one of {get_args(StepWeighting)}, got {weighting!r}.")
     if limits is not None:
         first, last = limits
         if not 0 <= first <= last < schedule.num_steps:

@@ -9,9 +9,11 @@ from torchrl_edp.training.build import (
     build_selector,
     build_value,
 )
+from torchrl_edp.training.experiment import build_networks, load_experiment_data, run_experiment
 from torchrl_edp.training.loop import Scores, train
 from torchrl_edp.training.policy import EnvironmentPolicy, load_policy, save_policy
 from torchrl_edp.training.run import RunFolder
+from torchrl_edp.training.settings import ExperimentSettings
 from torchrl_edp.training.setup import PreparedData, choose_compile, choose_device, prepare_data
 from torchrl_edp.training.state import TrainState
 from torchrl_edp.training.targets import EDPTargetUpdate
@@ -20,6 +22,7 @@ __all__ = [
     "DiffusionSettings",
     "EDPTargetUpdate",
     "EnvironmentPolicy",
+    "ExperimentSettings",
     "NetworkSettings",
     "PreparedData",
     "RunFolder",
@@ -27,13 +30,16 @@ __all__ = [
     "SelectionSettings",
     "TrainState",
     "build_actor",
+    "build_networks",
     "build_qvalue",
     "build_selector",
     "build_value",
     "choose_compile",
     "choose_device",
+    "load_experiment_data",
     "load_policy",
     "prepare_data",
+    "run_experiment",
     "save_policy",
     "train",
 ]

@@ -10,8 +10,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
-from torchrl.objectives import LossModule
 
+from torchrl_edp.objectives.common import EDPLoss
 from torchrl_edp.training.targets import EDPTargetUpdate
 
 UpdateOrder = Literal["joint", "sequential"]
@@ -30,8 +30,8 @@ class TrainState:
         decay: ``"cosine"`` lets the policy's learning rate fall to 0 at ``gradient_steps``.
         gradient_steps: length of the decay.
         clip_grad: largest gradient norm of each network on its own (paper: 5); None for no clipping.
-        update_order: ``"joint"``: all losses from the same parameters; ``"sequential"``: V, then the policy weighted
-            by the new V, then Q with the new V (IQL in the paper and the reference code).
+        update_order: ``"joint"``: all losses from the same parameters; ``"sequential"``: one after the other, in the
+            order of ``loss.sequential_terms`` (Alg. 1; IQL: V, then the policy weighted by the new V, then Q).
         compile: compile the losses and their gradients.
 
     Examples:
@@ -53,7 +53,7 @@ class TrainState:
 
     def __init__(
         self,
-        loss: LossModule,
+        loss: EDPLoss,
         buffer: TensorDictReplayBuffer,
         targets: EDPTargetUpdate,
         *,
@@ -82,7 +82,7 @@ class TrainState:
         groups = [{"params": group, "lr": rates[name], "name": name} for name, group in self.networks.items()]
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self._initial_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        names = ("loss",) if update_order == "joint" else ("value_loss", "actor_loss", "qvalue_loss")
+        names = ("loss",) if update_order == "joint" else loss.sequential_terms
         self._terms = [_term(loss, name) for name in names]
         if compile:
             self._compile()
@@ -129,7 +129,7 @@ class TrainState:
                     group["lr"] = lr * share
 
 
-def _parameters_by_network(loss: LossModule) -> dict[str, list[torch.nn.Parameter]]:
+def _parameters_by_network(loss: EDPLoss) -> dict[str, list[torch.nn.Parameter]]:
     """Trained parameters by network; what belongs to no network (a learned deviation) goes with the actor."""
     groups: dict[str, list[torch.nn.Parameter]] = {"actor": []}
     for name, parameter in loss.named_parameters():
@@ -139,7 +139,7 @@ def _parameters_by_network(loss: LossModule) -> dict[str, list[torch.nn.Paramete
     return groups
 
 
-def _term(loss: LossModule, name: str) -> Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]:
+def _term(loss: EDPLoss, name: str) -> Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]:
     """A function of the batch that gives the loss to differentiate and detached values to log."""
 
     def joint(batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,0 +1,34 @@
+"""EDP-CRR: train a diffusion policy on offline data, weighted by advantages over its own actions.
+
+    python examples/edp_crr.py
+    python examples/edp_crr.py dataset=local/halfcheetah/medium-expert-v0 seed=1
+    python examples/edp_crr.py preset=reference dataset=mujoco/hopper/medium-v0
+
+The run's folder, printed at the end, holds config, metrics, curves, policy and summary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from omegaconf import DictConfig
+
+from torchrl_edp import EDPCRRLoss
+from torchrl_edp.configs import launch, start
+from torchrl_edp.training import build_networks, load_experiment_data, run_experiment
+
+
+def main(config: DictConfig) -> None:
+    """Data, networks, loss, training: in this order."""
+    cfg, folder = start(config)
+    dataset = load_experiment_data(cfg)
+    actor, qvalues = build_networks(cfg, dataset)
+    arguments = asdict(cfg.loss)
+    gamma = arguments.pop("gamma")
+    loss = EDPCRRLoss(actor, qvalues, **arguments)
+    loss.make_value_estimator(gamma=gamma)
+    run_experiment(cfg, dataset, loss, folder)
+
+
+if __name__ == "__main__":
+    launch("edp_crr", main)

@@ -1,0 +1,150 @@
+"""A whole run of every loss on data in memory: the folder, whose parameters act, the order of updates."""
+
+import csv
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensordict import TensorDict
+
+from torchrl_edp import EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
+from torchrl_edp.configs import EXPERIMENTS
+from torchrl_edp.data import from_arrays
+from torchrl_edp.training import (
+    EDPTargetUpdate,
+    NetworkSettings,
+    RunFolder,
+    SelectionSettings,
+    TrainState,
+    build_networks,
+    build_value,
+    load_policy,
+    prepare_data,
+    run_experiment,
+)
+from torchrl_edp.training.settings import DiffusionSettings, LoggerSettings, OptimSettings, PolicySettings
+
+LOSSES = {"edp_iql": EDPIQLLoss, "edp_td3": EDPTD3Loss, "edp_crr": EDPCRRLoss}
+ROWS = 40
+
+
+def make_data():
+    """Random transitions of the pendulum's sizes, in episodes of ten."""
+    ends = torch.arange(ROWS) % 10 == 9
+    arrays = torch.randn(ROWS, 3), torch.rand(ROWS, 1) * 4 - 2, torch.randn(ROWS), ends, ends & False
+    about = {"dataset_id": "tiny", "env_id": "Pendulum-v1", "max_episode_steps": 3}
+    return from_arrays(*arrays, action_low=-2.0, action_high=2.0, **about)
+
+
+def make_settings(name, **options):
+    optim = OptimSettings(gradient_steps=4, actor_start=0, device="cpu", lr=0.01)
+    cfg = EXPERIMENTS[name](
+        dataset="tiny",
+        network=NetworkSettings(hidden_sizes=[8]),
+        diffusion=DiffusionSettings(num_steps=50, num_calls=2),
+        logger=LoggerSettings(backend="", eval_iter=2, log_iter=2, eval_envs=2, progress=False),
+        **{"optim": optim, **options},
+    )
+    cfg.replay_buffer.batch_size = 8
+    return cfg
+
+
+def make_loss(cfg, name, dataset):
+    networks = list(build_networks(cfg, dataset))
+    if name == "edp_iql":
+        networks.append(build_value(dataset.observation_size, cfg.network))
+    arguments = asdict(cfg.loss)
+    return LOSSES[name](*networks, **{k: v for k, v in arguments.items() if k != "gamma"}).make_value_estimator()
+
+
+def run(tmp_path, name, **options):
+    cfg, dataset = make_settings(name, **options), make_data()
+    loss = make_loss(cfg, name, dataset)
+    return loss, run_experiment(cfg, dataset, loss, RunFolder(tmp_path, backend=""))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_run_leaves_its_folder(tmp_path, name, capsys):
+    _, summary = run(tmp_path, name, preset="reference", seed=7)
+    names = {path.name for path in tmp_path.iterdir()}
+    policies = {f"{policy}.{suffix}" for policy in ("policy", "policy_best") for suffix in ("json", "safetensors")}
+    assert names == {"metrics.csv", "curves.png", "summary.json", *policies}
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written == summary and written["oms"] >= written["last"] and written["gradient_steps"] == 4
+    about = {"loss": LOSSES[name].__name__, "dataset": "tiny", "preset": "reference", "seed": 7}
+    assert about.items() <= written.items()
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["update"] for row in rows if row["eval/return"]] == ["2", "4"]
+    assert [row["update"] for row in rows if row["loss_actor"]] == ["2", "4"]
+    assert str(tmp_path) in capsys.readouterr().out
+    info = json.loads((tmp_path / "policy.json").read_text())["info"]
+    assert info == {"dataset": "tiny", "env": "Pendulum-v1", "update": 4}
+
+
+@pytest.mark.parametrize("actor", [True, False])
+@pytest.mark.parametrize("critics", [True, False])
+def test_averaged_or_trained_parameters_act(tmp_path, actor, critics):
+    policy = PolicySettings(num_action_samples=3, averaged_actor=actor, averaged_critics=critics)
+    loss, _ = run(tmp_path, "edp_td3", policy=policy)
+    saved = load_file(tmp_path / "policy.safetensors")
+    for network, average in {"actor": actor, "qvalue": critics}.items():
+        for kind, expected in {"target_": average, "": not average}.items():
+            params = getattr(loss, f"{kind}{network}_network_params")
+            found = {".".join(key) if isinstance(key, tuple) else key: p for key, p in params.items(True, True)}
+            same = [torch.equal(saved[f"{network}.{key}"], value) for key, value in found.items()]
+            assert all(same) if expected else not any(same), (network, kind)
+
+
+def test_a_saved_policy_loads_without_the_flags(tmp_path):
+    settings = PolicySettings(num_action_samples=3, temperature=2.0, mode="argmax", standardize=True)
+    assert settings.selection == SelectionSettings(3, temperature=2.0, mode="argmax", standardize=True)
+    run(tmp_path, "edp_iql", policy=settings)
+    assert json.loads((tmp_path / "policy.json").read_text())["selection"] == asdict(settings.selection)
+    policy = load_policy(tmp_path / "policy")
+    action = policy(TensorDict({"observation": torch.randn(5, 3)}, [5]))["action"]
+    assert policy.policy.num_action_samples == 3 and action.shape == (5, 1) and action.abs().max() <= 2
+
+
+NETWORKS = {"edp_iql": ["actor", "qvalue", "value"], "edp_td3": ["actor", "qvalue"], "edp_crr": ["actor", "qvalue"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "terms", "stepped"),
+    [
+        ("edp_iql", "sequential", ["value_loss", "actor_loss", "qvalue_loss"], {"value"}),
+        ("edp_td3", "sequential", ["qvalue_loss", "actor_loss"], {"qvalue"}),
+        ("edp_crr", "sequential", ["qvalue_loss", "actor_loss"], {"qvalue"}),
+        ("edp_iql", "joint", ["actor_loss", "qvalue_loss", "value_loss"], set()),
+        ("edp_td3", "joint", ["actor_loss", "qvalue_loss"], set()),
+        ("edp_crr", "joint", ["actor_loss", "qvalue_loss"], set()),
+    ],
+)
+def test_order_of_updates(name, order, terms, stepped):
+    """``stepped``: networks that have made their step when the policy's loss is computed."""
+    cfg, dataset = make_settings(name), make_data()
+    loss = make_loss(cfg, name, dataset)
+    state = TrainState(loss, prepare_data(dataset, batch_size=8).buffer, EDPTargetUpdate(loss), update_order=order)
+    names = NETWORKS[name]
+    before = {network: getattr(loss, f"{network}_network_params").data.clone() for network in names}
+    called, moved = [], set()
+
+    def changed():
+        return {n for n in names if (getattr(loss, f"{n}_network_params").data != before[n]).any()}
+
+    def spy(term, original):
+        def call(batch):
+            called.append(term)
+            if term == "actor_loss":
+                moved.update(changed())
+            return original(batch)
+
+        return call
+
+    for term in terms:
+        setattr(loss, term, spy(term, getattr(loss, term)))
+    state.update()
+    assert called == terms and moved == stepped
+    assert changed() == set(names)

@@ -1,0 +1,66 @@
+"""Critics whose target is the value of actions sampled from the target policy: what TD3 and CRR share."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor
+
+from torchrl_edp.objectives.common import EDPLoss
+
+
+class SampledTargetLoss(EDPLoss):
+    """Base of losses with the TD target r + gamma min_j Q'_j(s', a'), a' from the target policy by its solver.
+
+    Attributes:
+        num_backup_actions: actions drawn at the next state.
+        backup_top_k: which of their values is used, per critic: the k-th largest.
+    """
+
+    num_backup_actions: int
+    backup_top_k: int
+
+    def _set_backup(self, num_backup_actions: int, backup_top_k: int) -> None:
+        if not 1 <= backup_top_k <= num_backup_actions:
+            raise ValueError(
+                f"backup_top_k must lie in 1..num_backup_actions = {num_backup_actions}, got {backup_top_k}."
+            )
+        self.num_backup_actions = num_backup_actions
+        self.backup_top_k = backup_top_k
+
+    @property
+    def _state_keys(self) -> list[NestedKey]:
+        action = unravel_key(self.tensor_keys.action)
+        return [*self._observation_keys, *[key for key in self.qvalue_network.in_keys if unravel_key(key) != action]]
+
+    def _noise_keys(self) -> list[NestedKey]:
+        return [*super()._noise_keys(), unravel_key(("next", self.actor_network.initial_noise_key))]
+
+    def _target_value(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            next_value = self._next_value(tensordict.get("next"))
+        tensordict = tensordict.copy()  # shallow: the input stays as it is
+        key = unravel_key(("next", self.tensor_keys.state_action_value))
+        tensordict.set(key, next_value.unsqueeze(-1))
+        target = self.value_estimator.value_estimate(tensordict).squeeze(-1).detach()
+        return target, {"next_state_value": next_value, "target_value": target}
+
+    def _next_value(self, next_tensordict: TensorDictBase) -> Tensor:
+        """The critics' value [*B] of actions that the target policy takes at the next state."""
+        observation = self._observation(next_tensordict)
+        noise = next_tensordict.get(self.actor_network.initial_noise_key, None)
+        if noise is None:
+            shape = (self.num_backup_actions, *observation.shape[:-1], self._sampler.action_size)
+            noise = torch.randn(shape, dtype=observation.dtype, device=observation.device)
+        elif noise.ndim == observation.ndim:
+            noise = noise.expand(self.num_backup_actions, *noise.shape)
+        else:
+            noise = noise.movedim(-2, 0)  # given as [*B, number of actions, A]
+        observation = observation.expand(self.num_backup_actions, *observation.shape)
+        action = self._sampler.sample(observation, noise, self._target_network, bounds=self._bounds)
+        qvalues = self._qvalues(next_tensordict, self.target_qvalue_network_params, action)
+        return self._aggregate(qvalues.topk(self.backup_top_k, dim=1).values[:, -1])
+
+    def _target_network(self, *inputs: Tensor) -> Tensor:
+        return self._network(*inputs, params=self.target_actor_network_params)

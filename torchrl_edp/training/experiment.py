@@ -1,0 +1,121 @@
+"""A whole run: from settings, data and loss to a trained policy in a folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from tensordict.nn import TensorDictModule
+
+from torchrl_edp.data import OfflineDataset, load_dataset
+from torchrl_edp.evaluation import PolicyEvaluator
+from torchrl_edp.modules import EDPActor, EnergyBasedActionSelector
+from torchrl_edp.objectives.common import EDPLoss
+from torchrl_edp.training.build import build_actor, build_qvalue, build_selector
+from torchrl_edp.training.loop import train
+from torchrl_edp.training.policy import EnvironmentPolicy, save_policy
+from torchrl_edp.training.run import RunFolder
+from torchrl_edp.training.settings import ExperimentSettings
+from torchrl_edp.training.setup import choose_compile, choose_device, prepare_data
+from torchrl_edp.training.state import TrainState
+from torchrl_edp.training.targets import EDPTargetUpdate
+
+
+def load_experiment_data(cfg: ExperimentSettings) -> OfflineDataset:
+    """The data set that ``cfg`` names."""
+    options = {} if cfg.data.num_steps is None else {"num_steps": cfg.data.num_steps}
+    return load_dataset(cfg.dataset, **options)
+
+
+def build_networks(cfg: ExperimentSettings, dataset: OfflineDataset) -> tuple[EDPActor, list[TensorDictModule]]:
+    """The diffusion policy and the critics of ``cfg``, for the sizes of ``dataset``."""
+    sizes = dataset.observation_size, dataset.action_size
+    actor = build_actor(*sizes, cfg.network, cfg.diffusion)
+    return actor, [build_qvalue(*sizes, cfg.network) for _ in range(cfg.loss.num_qvalue_nets)]
+
+
+def run_experiment(
+    cfg: ExperimentSettings, dataset: OfflineDataset, loss: EDPLoss, folder: RunFolder
+) -> dict[str, Any]:
+    """Train ``loss`` on ``dataset``, evaluate on the way, and leave policy, curves and summary in ``folder``.
+
+    Args:
+        cfg: all settings.
+        dataset: validated transitions.
+        loss: an EDP loss whose networks fit the data.
+        folder: where results go.
+
+    Returns:
+        The summary, as in ``summary.json``.
+    """
+    device = choose_device(cfg.optim.device)
+    compile = choose_compile(cfg.compile.compile, cfg.optim.gradient_steps)
+    if cfg.compile.onednn:
+        # The switch to oneDNN; on processors without AMX products stay float32.
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+    loss = loss.to(device)
+
+    # Data: validated transitions, prepared for the policy, in a replay buffer on the training device.
+    data = prepare_data(
+        dataset,
+        reward_rule=cfg.data.reward_rule,
+        normalize_observations=cfg.data.normalize_observations,
+        action_limit=cfg.data.action_limit,
+        batch_size=cfg.replay_buffer.batch_size,
+        device=device,
+        seed=cfg.seed,
+    )
+    optim = asdict(cfg.optim)
+    averages = {name: optim.pop(name) for name in ("tau", "actor_tau", "actor_every", "actor_start")}
+    del optim["device"]
+    state = TrainState(loss, data.buffer, EDPTargetUpdate(loss, **averages), compile=compile, **optim)
+
+    # The policy that acts.
+    selector = _acting_policy(cfg, loss)
+    policy = EnvironmentPolicy(selector, data.observation_normalizer, data.action_scaler).to(device)
+    acting = torch.compile(policy) if compile else policy
+    evaluator = PolicyEvaluator(
+        cfg.env.name or dataset.env_id,
+        num_episodes=cfg.logger.eval_envs,
+        max_steps=cfg.env.max_episode_steps or dataset.max_episode_steps,
+        reference=dataset.reference and dataset.reference[:2],
+        observation_keys=dataset.observation_keys,
+        env_kwargs=dataset.env_kwargs,
+    )
+
+    def save(name: str) -> None:
+        save_policy(
+            folder.path / name,
+            policy,
+            network=cfg.network,
+            diffusion=cfg.diffusion,
+            selection=cfg.policy.selection,
+            info={"dataset": cfg.dataset, "env": str(dataset.env_id), "update": state.updates},
+        )
+
+    with evaluator:
+        scores = train(
+            state,
+            lambda: evaluator(acting, seed=1_000_000 * cfg.seed + state.updates),  # new episodes every time
+            folder,
+            gradient_steps=cfg.optim.gradient_steps,
+            eval_iter=cfg.logger.eval_iter,
+            log_iter=cfg.logger.log_iter,
+            progress=cfg.logger.progress,
+            on_best=lambda: save("policy_best"),
+        )
+    save("policy")
+    about = {"loss": type(loss).__name__, "dataset": cfg.dataset, "preset": cfg.preset, "seed": cfg.seed}
+    summary = folder.summarize({**about, **asdict(scores), "gradient_steps": state.updates})
+    print(f"RAT {summary['rat']:.1f}, OMS {summary['oms']:.1f} in {summary['seconds']:.0f} s: {folder.path}")
+    return summary
+
+
+def _acting_policy(cfg: ExperimentSettings, loss: EDPLoss) -> EnergyBasedActionSelector:
+    averaged = {"actor": cfg.policy.averaged_actor, "qvalue": cfg.policy.averaged_critics}
+    params = {
+        f"{name}_params": getattr(loss, f"{'target_' if average else ''}{name}_network_params")
+        for name, average in averaged.items()
+    }
+    return build_selector(loss.actor_network, loss.qvalue_network, cfg.policy.selection, **params)

@@ -1,0 +1,113 @@
+"""Everything a training run can be told, as plain dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torchrl_edp.training.build import DiffusionSettings, NetworkSettings, SelectionSettings
+
+
+@dataclass
+class EnvSettings:
+    """Where the policy is evaluated; None takes it from the data set."""
+
+    name: str | None = None
+    max_episode_steps: int | None = None
+
+
+@dataclass
+class DataSettings:
+    """How the data set is prepared."""
+
+    num_steps: int | None = None  # size of a local counterpart, per behaviour; None for the library's default
+    reward_rule: str = "return_range"
+    normalize_observations: bool = True
+    action_limit: float = 0.999  # actions are clipped to +- this, after scaling to [-1, 1] (reference code)
+
+
+@dataclass
+class ReplayBufferSettings:
+    """The replay buffer."""
+
+    batch_size: int = 256
+
+
+@dataclass
+class PolicySettings(SelectionSettings):
+    """The policy that acts: whose parameters, and how one of its candidates is chosen."""
+
+    num_action_samples: int = 1
+    averaged_actor: bool = True  # False: the parameters being trained act
+    averaged_critics: bool = True  # False: the critics being trained choose (reference code)
+
+    @property
+    def selection(self) -> SelectionSettings:
+        """What a saved policy has to remember."""
+        names = SelectionSettings.__dataclass_fields__
+        return SelectionSettings(**{name: value for name, value in asdict(self).items() if name in names})
+
+
+@dataclass
+class OptimSettings:
+    """Optimiser, averages and length of the run."""
+
+    lr: float = 1e-3
+    critic_lr: float | None = 3e-4
+    decay: str = "cosine"
+    clip_grad: float | None = 5.0
+    gradient_steps: int = 40_000
+    update_order: str = "joint"
+    tau: float = 0.005
+    actor_tau: float | None = 0.001
+    actor_every: int = 1
+    actor_start: int = 500
+    device: str | None = None  # None: a GPU if there is one
+
+
+@dataclass
+class LoggerSettings:
+    """Evaluation and logging."""
+
+    backend: str = "csv"
+    eval_iter: int = 1_000
+    eval_envs: int = 10
+    log_iter: int = 500
+    progress: bool = True
+
+
+@dataclass
+class CompileSettings:
+    """How updates are computed."""
+
+    compile: bool | None = None  # None: compile runs of at least 5,000 updates, where it pays
+    # Matrix products on a CPU by oneDNN in place of MKL: up to twice as fast; with AMX they may be rounded to bfloat16.
+    onednn: bool = False
+
+
+@dataclass
+class ExperimentSettings:
+    """What the runs of all losses have in common."""
+
+    dataset: str = "local/hopper/medium-expert-v0"
+    preset: str = "default"  # default, paper, reference or reference-dpm
+    seed: int = 0
+    env: EnvSettings = field(default_factory=EnvSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    replay_buffer: ReplayBufferSettings = field(default_factory=ReplayBufferSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    diffusion: DiffusionSettings = field(
+        default_factory=lambda: DiffusionSettings(
+            num_steps=100,
+            prediction="velocity",
+            solver="dpm_solver_pp",
+            num_calls=5,
+            solver_kwargs={"spacing": "log_snr"},
+            initial_noise_scale=0.25,
+        )
+    )
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    loss: Any = None  # the loss's arguments, and gamma
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
+    compile: CompileSettings = field(default_factory=CompileSettings)
