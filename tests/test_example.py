@@ -55,6 +55,26 @@ def test_a_run_leaves_a_folder_that_can_be_used(tmp_path, datasets, script):
 
 
 @pytest.mark.slow
+def test_the_share_of_the_guidance_is_measured_on_a_trained_policy(tmp_path, datasets):
+    assert run(tmp_path, datasets, "edp_td3", *TINY).returncode == 0
+    policy = next((tmp_path / "runs").rglob("policy.json")).with_suffix("")
+    data = "local/hopper/medium-expert-n2000-s0-v0"
+    result = run(tmp_path, datasets, "benchmarks/guidance_share", str(policy), "--data", data, "--samples", "500")
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert [row["weighting"] for row in rows] == ["uniform", "alpha_bar", "snr"]
+    assert all(sum(row["shares"]) == pytest.approx(1, abs=1e-3) for row in rows)
+
+
+@pytest.mark.slow
+def test_the_bandit_draws_its_picture(tmp_path, datasets):
+    result = run(tmp_path, datasets, "bandit", "--updates", "2", "--picture", str(tmp_path / "bandit.png"))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "bandit.png").stat().st_size > 10_000
+    assert result.stdout.count("mean payoff") == 6
+
+
+@pytest.mark.slow
 def test_a_preset_is_used_and_written_down(tmp_path, datasets):
     overrides = ["preset=paper", "seed=3", "diffusion.num_calls=3", "+diffusion.solver_kwargs.order=2"]
     result = run(tmp_path, datasets, "edp_crr", *TINY, *overrides)
