@@ -8,9 +8,8 @@ the way: `medium` (normalised return 31 to 55) and `expert` (the best). Both are
 actions, because that is how data are made. At the end they go to `output_dir` as `<env>-<level>.safetensors` with a
 JSON card, which `torchrl_edp.data.load_behavior` reads.
 
-The same command resumes an interrupted run, and with `max_seconds=0` it writes what an interrupted run has kept. The
-checkpoint `<checkpoint_dir>/<env>-<seed>.safetensors` holds networks, Adam's state, the replay buffer's content and
-torch's random state, with JSON in its header; only episodes that were under way are lost.
+The same command resumes an interrupted run from `<checkpoint_dir>/<env>-<seed>.safetensors` (only episodes that were
+under way are lost), and with `max_seconds=0` it writes what an interrupted run has kept.
 """
 
 from __future__ import annotations
@@ -73,7 +72,6 @@ class Config:
     checkpoint_dir: str = "outputs/behaviors"
     checkpoint_seconds: float = 120.0
     max_seconds: float = math.inf  # pause after so long in this process
-    num_threads: int = 1
     compile: bool = True  # takes about a minute at the start
     num_envs: int = 16
     frames_per_batch: int = 128
@@ -259,8 +257,8 @@ def consider(learner: Learner) -> str:
             learner.keep("medium", score)
         if score["normalized_score"] > best["expert"]:
             learner.keep("expert", score)
-    kept = {level: round(k["normalized_score"], 1) for level, k in learner.kept.items()}
-    parts = {k: round(v, 1) for k, v in {**counters, **score}.items()}
+    kept = {level: round(kept["normalized_score"], 1) for level, kept in learner.kept.items()}
+    parts = {name: round(value, 1) for name, value in {**counters, **score}.items()}
     return f"{parts} alpha {learner.loss.log_alpha.exp().item():.4f} kept {kept}"
 
 
@@ -320,10 +318,9 @@ def train(cfg: Config) -> Learner:
         progress.update(data.numel())
         if counters["env_steps"] % cfg.eval_every < data.numel():
             progress.write(consider(learner))
-        if {"medium", "expert"} <= learner.kept.keys():
-            score = learner.kept["expert"]["normalized_score"]
-        out_of_time = time.perf_counter() - started > cfg.max_seconds
-        over = out_of_time or score >= stop_score or counters["env_steps"] >= cfg.total_steps
+            score = learner.kept["expert"]["normalized_score"] if len(learner.kept) == 2 else score
+        over = score >= stop_score or counters["env_steps"] >= cfg.total_steps
+        over |= time.perf_counter() - started > cfg.max_seconds
         if over or time.perf_counter() - saved > cfg.checkpoint_seconds:
             learner.save(checkpoint)
             saved = time.perf_counter()
@@ -341,7 +338,7 @@ ConfigStore.instance().store(name="train_behavior", node=Config)
 def main(cfg: Any) -> None:
     """Train, then write the policies that were kept."""
     config: Config = OmegaConf.to_object(cfg)
-    torch.set_num_threads(config.num_threads)
+    torch.set_num_threads(1)
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # oneDNN: twice as fast here, at float32 accuracy
     learner = train(config)
     for level in learner.kept:
