@@ -6,7 +6,7 @@ import difflib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import hydra
@@ -86,12 +86,25 @@ def check_overrides(schema: type, overrides: Sequence[str] | None = None) -> Non
         for value in _values(override):
             if key == "preset" and value not in PRESETS:
                 raise SystemExit(f"Unknown preset {value!r}: choose one of {', '.join(PRESETS)}.")
+            choices = _choices(schema, key)
+            if choices and value is not None and value not in choices:
+                raise SystemExit(f"Unknown {key} {value!r}: choose one of {', '.join(choices)}.")
             try:
                 OmegaConf.update(OmegaConf.structured(schema), key, value)
             except OmegaConfBaseException as error:
                 now = OmegaConf.select(config, key)
                 reason = str(error).splitlines()[0]
                 raise SystemExit(f"Wrong value for {key!r}: {value!r} ({reason}). The default is {now!r}.") from None
+
+
+def _choices(schema: type, key: str) -> tuple[str, ...]:
+    """The names a setting may take; none where it is no choice of names."""
+    *path, name = key.split(".")
+    node = schema()
+    for part in path:
+        node = getattr(node, part, None)
+    entries = {entry.name: entry for entry in fields(node)} if is_dataclass(node) else {}
+    return entries[name].metadata.get("choices", ()) if name in entries else ()
 
 
 def _values(override: str) -> list[Any]:

@@ -13,7 +13,8 @@ NETWORKS = ("actor_network", "qvalue_network", "value_network")
 def loss_fields(loss: type) -> list[tuple[str, Any, Any]]:
     """(name, type, field) of every keyword argument of ``loss``, with types that OmegaConf can check.
 
-    A choice of names becomes ``str``, a tuple ``list``, and what OmegaConf has no type for ``Any``.
+    A choice of names becomes ``str`` (the names are the field's metadata, under ``"choices"``), a tuple ``list``, and
+    what OmegaConf has no type for ``Any``.
 
     Examples:
         >>> from torchrl_edp import EDPIQLLoss
@@ -23,10 +24,22 @@ def loss_fields(loss: type) -> list[tuple[str, Any, Any]]:
     hints = get_type_hints(loss.__init__)  # type: ignore[misc]
     parameters = list(inspect.signature(loss).parameters.values())
     return [
-        (parameter.name, _checkable(hints[parameter.name]), field(default=parameter.default))
+        (
+            parameter.name,
+            _checkable(hints[parameter.name]),
+            field(default=parameter.default, metadata={"choices": _choices(hints[parameter.name])}),
+        )
         for parameter in parameters
         if parameter.name not in NETWORKS
     ]
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The names that a choice allows; none if the hint allows anything else but None."""
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)] if get_origin(hint) is not Literal else [hint]
+    if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
+        return get_args(kinds[0])
+    return ()
 
 
 def _checkable(hint: Any) -> Any:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from tensordict import TensorDictParams
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import ValueOperator
 
-from torchrl_edp.diffusion import NoiseSchedule
+from torchrl_edp.diffusion import SOLVERS, NoiseSchedule
+from torchrl_edp.diffusion.schedule import ScheduleKind
 from torchrl_edp.modules import (
     EDPActor,
     EnergyBasedActionSelector,
@@ -20,8 +21,15 @@ from torchrl_edp.modules import (
     QValueNetwork,
     ValueNetwork,
 )
+from torchrl_edp.modules.actor import Prediction
+from torchrl_edp.modules.selection import SelectionMode
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"mish": Mish, "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+
+
+def choice(default: str, choices: Iterable[str]) -> Any:
+    """A dataclass field that holds one of ``choices``; a command line is checked against them."""
+    return field(default=default, metadata={"choices": tuple(choices)})
 
 
 @dataclass
@@ -29,7 +37,7 @@ class NetworkSettings:
     """Sizes of all networks. Defaults: the paper's (App. B)."""
 
     hidden_sizes: list[int] = field(default_factory=lambda: [256, 256, 256])
-    activation: str = "mish"
+    activation: str = choice("mish", ACTIVATIONS)
     embedding_size: int = 16
     layer_norm: bool = False  # of the noise network
     critic_layer_norm: bool = False
@@ -40,9 +48,9 @@ class DiffusionSettings:
     """The diffusion process and how actions are sampled from it."""
 
     num_steps: int = 1000
-    schedule: str = "linear"
-    prediction: str = "noise"
-    solver: str = "dpm_solver"
+    schedule: str = choice("linear", get_args(ScheduleKind))
+    prediction: str = choice("noise", get_args(Prediction))
+    solver: str = choice("dpm_solver", SOLVERS)
     num_calls: int | None = 15
     solver_kwargs: dict[str, Any] = field(default_factory=dict)
     initial_noise_scale: float = 1.0
@@ -55,7 +63,7 @@ class SelectionSettings:
 
     num_action_samples: int = 10
     temperature: float = 1.0
-    mode: str = "sample"
+    mode: str = choice("sample", get_args(SelectionMode))
     standardize: bool = False
 
 

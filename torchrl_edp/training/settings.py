@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
-from torchrl_edp.training.build import DiffusionSettings, NetworkSettings, SelectionSettings
+from torchrl_edp.data import REWARD_RULES
+from torchrl_edp.training.build import DiffusionSettings, NetworkSettings, SelectionSettings, choice
+from torchrl_edp.training.state import Decay, UpdateOrder
 
 
 @dataclass
@@ -21,7 +23,7 @@ class DataSettings:
     """How the data set is prepared."""
 
     num_steps: int | None = None  # size of a local counterpart, per behaviour; None for the library's default
-    reward_rule: str = "return_range"
+    reward_rule: str = choice("return_range", REWARD_RULES)
     normalize_observations: bool = True
     action_limit: float = 0.999  # actions are clipped to +- this, after scaling to [-1, 1] (reference code)
 
@@ -54,10 +56,10 @@ class OptimSettings:
 
     lr: float = 1e-3
     critic_lr: float | None = 3e-4
-    decay: str = "cosine"
+    decay: str = choice("cosine", get_args(Decay))
     clip_grad: float | None = 5.0
     gradient_steps: int = 40_000
-    update_order: str = "joint"
+    update_order: str = choice("joint", get_args(UpdateOrder))
     tau: float = 0.005
     actor_tau: float | None = 0.001
     actor_every: int = 1
