@@ -4,9 +4,9 @@
     python examples/train_behavior.py env=halfcheetah layer_norm=false actor_lr=1e-3 critic_lr=1e-3 alpha_lr=1e-3
 
 Soft actor-critic from TorchRL's own parts: `SACLoss`, `Collector`, `TensorDictReplayBuffer`. Two policies are kept on
-the way: `medium` (normalised return 31 to 55) and `expert` (the best). Both are judged on 50 episodes of *sampled*
-actions, because that is how data are made. At the end they go to `output_dir` as `<env>-<level>.safetensors` with a
-JSON card, which `torchrl_edp.data.load_behavior` reads.
+the way, judged on 50 episodes of *sampled* actions, as data are made: `medium` (normalised return 31 to 55) and
+`expert` (the best). At the end they go to `output_dir` as `<env>-<level>.safetensors` with a JSON card, which
+`torchrl_edp.data.load_behavior` reads.
 
 The same command resumes an interrupted run from `<checkpoint_dir>/<env>-<seed>.safetensors` (only episodes that were
 under way are lost), and with `max_seconds=0` it writes what an interrupted run has kept.

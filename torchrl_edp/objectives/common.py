@@ -43,7 +43,7 @@ class DiffusionTerms:
 class EDPLoss(CriticEnsembleLoss):
     """Base of the EDP losses: the policy's loss, keys, outputs.
 
-    Subclasses define ``out_keys``, ``qvalue_loss`` and ``_guidance``, the RL term of the policy's loss.
+    Subclasses define ``out_keys``, ``_guidance`` (the RL term of the policy's loss) and ``_target_value``.
     """
 
     @dataclass
