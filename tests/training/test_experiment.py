@@ -117,7 +117,7 @@ NETWORKS = {"edp_iql": ["actor", "qvalue", "value"], "edp_td3": ["actor", "qvalu
         ("edp_iql", "sequential", ["value_loss", "actor_loss", "qvalue_loss"], {"value"}),
         ("edp_td3", "sequential", ["qvalue_loss", "actor_loss"], {"qvalue"}),
         ("edp_crr", "sequential", ["qvalue_loss", "actor_loss"], {"qvalue"}),
-        ("edp_iql", "joint", ["actor_loss", "qvalue_loss", "value_loss"], set()),
+        ("edp_iql", "joint", ["value_loss", "actor_loss", "qvalue_loss"], set()),
         ("edp_td3", "joint", ["actor_loss", "qvalue_loss"], set()),
         ("edp_crr", "joint", ["actor_loss", "qvalue_loss"], set()),
     ],

@@ -2,8 +2,9 @@
 
 import torch
 
-from torchrl_edp import EDPIQLLoss
-from torchrl_edp.data import ActionScaler, ObservationNormalizer, from_arrays
+from torchrl_edp import EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
+from torchrl_edp.data import ActionScaler, ObservationNormalizer, from_arrays, make_replay_buffer
+from torchrl_edp.objectives.common import EDPLoss
 from torchrl_edp.training import (
     DiffusionSettings,
     EDPTargetUpdate,
@@ -19,17 +20,19 @@ from torchrl_edp.training import (
 )
 
 OBSERVATIONS, ACTIONS = 3, 2
+LOSSES = {"iql": EDPIQLLoss, "td3": EDPTD3Loss, "crr": EDPCRRLoss}
 NETWORK = NetworkSettings(hidden_sizes=[16, 16])
 DIFFUSION = DiffusionSettings(num_steps=50, prediction="velocity", solver="dpm_solver_pp", num_calls=3)
 SELECTION = SelectionSettings(num_action_samples=4)
 
 
-def make_loss(**options) -> EDPIQLLoss:
+def make_loss(name: str = "iql", **options) -> EDPLoss:
     torch.manual_seed(0)
     actor = build_actor(OBSERVATIONS, ACTIONS, NETWORK, DIFFUSION)
-    qvalues = [build_qvalue(OBSERVATIONS, ACTIONS, NETWORK) for _ in range(2)]
-    loss = EDPIQLLoss(actor, qvalues, build_value(OBSERVATIONS, NETWORK), **options)
-    return loss.make_value_estimator(gamma=0.9)
+    networks = [actor, [build_qvalue(OBSERVATIONS, ACTIONS, NETWORK) for _ in range(2)]]
+    if name == "iql":
+        networks.append(build_value(OBSERVATIONS, NETWORK))
+    return LOSSES[name](*networks, **options).make_value_estimator(gamma=0.9)
 
 
 def make_data(rows: int = 64, **options):
@@ -43,12 +46,14 @@ def make_data(rows: int = 64, **options):
     return prepare_data(dataset, batch_size=16, **options)
 
 
-def make_state(**options) -> TrainState:
-    loss = make_loss()
-    return TrainState(loss, make_data().buffer, EDPTargetUpdate(loss), **options)
+def make_state(name: str = "iql", dtype: torch.dtype = torch.float32, *, actor_start: int = 0, **options) -> TrainState:
+    loss = make_loss(name).to(dtype)
+    transitions = make_data().buffer[:].apply(lambda value: value.to(dtype) if value.is_floating_point() else value)
+    buffer = make_replay_buffer(transitions, batch_size=16, generator=torch.Generator().manual_seed(0))
+    return TrainState(loss, buffer, EDPTargetUpdate(loss, actor_start=actor_start), **options)
 
 
-def make_policy(loss: EDPIQLLoss) -> EnvironmentPolicy:
+def make_policy(loss: EDPLoss) -> EnvironmentPolicy:
     selector = build_selector(
         loss.actor_network,
         loss.qvalue_network,

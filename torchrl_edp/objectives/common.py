@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,6 +81,7 @@ class EDPLoss(CriticEnsembleLoss):
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams
     _guidance_table: StepTable
+    _shared: dict[str, Tensor] | None = None  # what several terms of one forward call need
 
     def __init__(
         self,
@@ -196,13 +198,25 @@ class EDPLoss(CriticEnsembleLoss):
         """All losses from the same parameters; writes only the priority into the input."""
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
-        for term in self.terms:
-            losses[f"loss_{term.removesuffix('_loss')}"], values = getattr(self, term)(tensordict)
-            metrics |= values
+        self._shared = {}
+        try:
+            for term in self.terms:
+                losses[f"loss_{term.removesuffix('_loss')}"], values = getattr(self, term)(tensordict)
+                metrics |= values
+        finally:
+            self._shared = None
         tensordict.set(self.tensor_keys.priority, metrics.pop("td_error").amax(0))
         output = self._output(tensordict, losses, metrics)
         self._clear_weakrefs(tensordict, output, *self._params_names())
         return output
+
+    def _once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """``compute()``, or what another term of the same ``forward`` got from it."""
+        if self._shared is None:
+            return compute()
+        if name not in self._shared:
+            self._shared[name] = compute()
+        return self._shared[name]
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """L_diff + lambda L_pi. One call of the noise network, unless chains of calls are asked for."""

@@ -110,7 +110,7 @@ class EDPIQLLoss(LikelihoodLoss):
         "pred_value",
         "state_value",
     ]
-    terms = ("actor_loss", "qvalue_loss", "value_loss")
+    terms = ("value_loss", "actor_loss", "qvalue_loss")  # V first: its values serve the policy too
     sequential_terms = ("value_loss", "actor_loss", "qvalue_loss")  # App. A.3 and the reference code
     _networks = ("actor_network", "qvalue_network", "value_network")
 
@@ -208,9 +208,14 @@ class EDPIQLLoss(LikelihoodLoss):
 
     def _target_qvalue(self, tensordict: TensorDictBase) -> Tensor:
         """The aggregated target Q of the data-set action [*B]."""
-        return self._aggregate(self._qvalues(tensordict, self.target_qvalue_network_params))
+        params = self.target_qvalue_network_params
+        return self._once("target_qvalue", lambda: self._aggregate(self._qvalues(tensordict, params)))
 
     def _value(self, tensordict: TensorDictBase) -> Tensor:
+        """V of the state [*B]."""
+        return self._once("value", lambda: self._compute_value(tensordict))
+
+    def _compute_value(self, tensordict: TensorDictBase) -> Tensor:
         inputs = tensordict.select(*self.value_network.in_keys, strict=False)
         with self.value_network_params.to_module(self.value_network, preserve_module_state=False):
             return self.value_network(inputs).get(self.tensor_keys.value).squeeze(-1)

@@ -9,10 +9,19 @@ from typing import Any, Literal
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import TensorDictReplayBuffer
+from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
+from torchrl.objectives import LossModule
 
-from torchrl_edp.objectives.common import EDPLoss
+from torchrl_edp.training.adam import NetworkOptimizer
 from torchrl_edp.training.targets import EDPTargetUpdate
+
+_COMPILE_OPTIONS: dict[str, Any] = {
+    # Nothing that a guard would look at changes during training, and checking guards costs a tenth of an update.
+    "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+    "fallback_random": True,  # the same draws as the eager update, bit for bit
+    "size_asserts": False,
+    "alignment_asserts": False,
+}
 
 UpdateOrder = Literal["joint", "sequential"]
 Decay = Literal["none", "cosine"]
@@ -22,7 +31,7 @@ class TrainState:
     """Everything an update depends on: parameters, targets, optimizer, data, counters.
 
     Args:
-        loss: an EDP loss.
+        loss: an EDP loss, or in joint order any TorchRL loss whose terms are named ``loss_...``.
         buffer: a replay buffer with the data.
         targets: the target updater of ``loss``.
         lr: Adam's learning rate (paper: 3e-4).
@@ -32,7 +41,7 @@ class TrainState:
         clip_grad: largest gradient norm of each network on its own (paper: 5); None for no clipping.
         update_order: ``"joint"``: all losses from the same parameters; ``"sequential"``: one after the other, in the
             order of ``loss.sequential_terms`` (Alg. 1; IQL: V, then the policy weighted by the new V, then Q).
-        compile: compile the losses and their gradients.
+        compile: compile the update, from the batch to the targets, into one graph.
 
     Examples:
         >>> import torch
@@ -53,7 +62,7 @@ class TrainState:
 
     def __init__(
         self,
-        loss: EDPLoss,
+        loss: LossModule,
         buffer: TensorDictReplayBuffer,
         targets: EDPTargetUpdate,
         *,
@@ -77,59 +86,82 @@ class TrainState:
         self.clip_grad = clip_grad
         self.compiled = compile
         self.updates = 0
-        self.networks = _parameters_by_network(loss)
-        rates = {name: lr if name == "actor" or critic_lr is None else critic_lr for name in self.networks}
-        groups = [{"params": group, "lr": rates[name], "name": name} for name, group in self.networks.items()]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
-        self._initial_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        networks = _parameters_by_network(loss)
+        rates = {name: lr if name == "actor" or critic_lr is None else critic_lr for name in networks}
+        self.optimizers = {
+            name: NetworkOptimizer(parameters, lr=rates[name], clip_grad=clip_grad)
+            for name, parameters in networks.items()
+        }
+        self._actor_lr = lr
+        self._actor_rate = torch.zeros_like(self.optimizers["actor"].lr)
         names = ("loss",) if update_order == "joint" else loss.sequential_terms
         self._terms = [_term(loss, name) for name in names]
-        if compile:
-            self._compile()
+        # A uniform sampler's batch is gathered inside the update; any other buffer draws its own.
+        self._storage = buffer[:] if _is_plain(buffer) else None
+        self._step = self._compile() if compile else self._update
 
-    def _compile(self) -> None:
-        """Compile the terms; what they set up at their first call must be there before, or they compile twice."""
+    def _compile(self) -> Callable[..., dict[str, Tensor]]:
+        """Compile the update; what the terms set up at their first call must be there before."""
         with torch.random.fork_rng(), torch.no_grad():
             for term in self._terms:
                 term(self.buffer[: self.buffer.batch_size])
-        # Nothing that a guard would look at changes during training, and checking guards costs a tenth of an update.
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        self._terms = [torch.compile(term, fullgraph=True, options=options) for term in self._terms]
+        # Without guards another state's graph would be taken for this one's: the function is compiled in isolation.
+        compiled = torch.compile(  # type: ignore[call-overload]
+            self._update, fullgraph=True, dynamic=False, isolate_recompiles=True, options=_COMPILE_OPTIONS
+        )
+
+        def step(*inputs: Any) -> dict[str, Tensor]:
+            with torch._dynamo.config.patch(trace_autograd_ops=True):
+                return compiled(*inputs)
+
+        return step
 
     def update(self) -> dict[str, Tensor]:
         """One gradient step of every network and of the targets; returns detached losses and metrics."""
-        batch = self.buffer.sample()
-        self._set_learning_rate()
-        metrics: dict[str, Tensor] = {}
-        for term in self._terms:
-            total, values = term(batch)
-            total.backward()
-            metrics |= values
-            metrics |= self._step()
-        self.targets.step()
+        if self._storage is None:
+            batch, index = self.buffer.sample(), None
+        else:
+            batch, index = self._storage, self.buffer.sampler.sample(self.buffer.storage, self.buffer.batch_size)[0]
+        if self.decay == "cosine":
+            share = 0.5 * (1 + math.cos(math.pi * min(self.updates / self.gradient_steps, 1.0)))
+            self.optimizers["actor"].lr.fill_(self._actor_lr * share)
+        self._actor_rate.fill_(self.targets.next_actor_rate())
+        metrics = self._step(batch, index)
         self.updates += 1
         return metrics
 
-    def _step(self) -> dict[str, Tensor]:
-        """Clip each network that has gradients, then Adam; networks without gradients stay as they are."""
+    def _update(self, batch: TensorDictBase, index: Tensor | None) -> dict[str, Tensor]:
+        """The update as a function of tensors, all of them changed in place; compiled, it is one graph."""
+        if index is not None:
+            batch = batch[index]
+        metrics: dict[str, Tensor] = {}
+        for term in self._terms:
+            total, values = term(batch)
+            metrics |= values
+            metrics |= self._descend(total)
+        self.targets.move(self._actor_rate)
+        return metrics
+
+    def _descend(self, total: Tensor) -> dict[str, Tensor]:
+        """A step of every network that has gradients; the others stay as they are."""
+        parameters = [parameter for optimizer in self.optimizers.values() for parameter in optimizer.parameters]
+        gradients = list(torch.autograd.grad(total, parameters, allow_unused=True))
         norms = {}
-        for name, parameters in self.networks.items():
-            if parameters[0].grad is not None:
-                limit = math.inf if self.clip_grad is None else self.clip_grad
-                norms[f"grad_norm_{name}"] = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for name, optimizer in self.optimizers.items():
+            own, gradients = gradients[: len(optimizer.parameters)], gradients[len(optimizer.parameters) :]
+            if any(gradient is not None for gradient in own):
+                norms[f"grad_norm_{name}"] = optimizer.step(own)
         return norms
 
-    def _set_learning_rate(self) -> None:
-        if self.decay == "cosine":
-            share = 0.5 * (1 + math.cos(math.pi * min(self.updates / self.gradient_steps, 1.0)))
-            for group, lr in zip(self.optimizer.param_groups, self._initial_lrs, strict=True):
-                if group["name"] == "actor":
-                    group["lr"] = lr * share
+
+def _is_plain(buffer: TensorDictReplayBuffer) -> bool:
+    """Whether a batch of ``buffer`` is nothing but rows of its full storage, drawn uniformly."""
+    storage = buffer.storage
+    fixed = isinstance(storage, TensorStorage) and len(storage) == storage.max_size
+    return fixed and type(buffer.sampler) is RandomSampler and not len(buffer._transform)
 
 
-def _parameters_by_network(loss: EDPLoss) -> dict[str, list[torch.nn.Parameter]]:
+def _parameters_by_network(loss: LossModule) -> dict[str, list[torch.nn.Parameter]]:
     """Trained parameters by network; what belongs to no network (a learned deviation) goes with the actor."""
     groups: dict[str, list[torch.nn.Parameter]] = {"actor": []}
     for name, parameter in loss.named_parameters():
@@ -139,13 +171,13 @@ def _parameters_by_network(loss: EDPLoss) -> dict[str, list[torch.nn.Parameter]]
     return groups
 
 
-def _term(loss: EDPLoss, name: str) -> Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]:
+def _term(loss: LossModule, name: str) -> Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]:
     """A function of the batch that gives the loss to differentiate and detached values to log."""
 
     def joint(batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         output = loss(batch)
         total = sum(value for key, value in output.items() if key.startswith("loss_"))
-        return total, {key: value.detach() for key, value in output.items()}
+        return total, {key: value.detach().mean() for key, value in output.items()}
 
     def single(batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         total, metrics = getattr(loss, name)(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torchrl.objectives import LossModule, SoftUpdate
 
 
@@ -42,21 +43,27 @@ class EDPTargetUpdate(SoftUpdate):
         self.actor_every = actor_every
         self.actor_start = actor_start
         self.counter = 0
-        pairs: dict[bool, tuple[list[torch.Tensor], list[torch.Tensor]]] = {True: ([], []), False: ([], [])}
+        pairs: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
         for key, source in self._sources.items(True, True):
-            is_actor = key[0] == "actor_network_params"
-            targets, sources = pairs[is_actor]
-            targets.append(self._targets.get(("target_" + key[0], *key[1:])).data)
-            sources.append(source.data)
+            target = self._targets.get(("target_" + key[0], *key[1:]))
+            pairs[key[0] == "actor_network_params"].append((target, source))
         self._actor_pairs, self._critic_pairs = pairs[True], pairs[False]
 
     def step(self) -> None:
         """Move the averages one update further."""
+        self.move(self.next_actor_rate())
+
+    def next_actor_rate(self) -> float:
+        """Count an update; the Polyak rate of the policy in it: 1 copies, 0 leaves the average as it is."""
         self.counter += 1
-        torch._foreach_lerp_(*self._critic_pairs, 1 - self.eps)
-        if not self._actor_pairs[0]:
-            return
         if self.counter <= self.actor_start:
-            torch._foreach_copy_(*self._actor_pairs)
-        elif self.counter % self.actor_every == 0:
-            torch._foreach_lerp_(*self._actor_pairs, self.actor_tau)
+            return 1.0
+        return self.actor_tau if self.counter % self.actor_every == 0 else 0.0
+
+    @torch.no_grad()
+    def move(self, actor_rate: float | Tensor) -> None:
+        """Move the critics' averages by ``tau`` and the policy's by ``actor_rate``, a tensor in compiled updates."""
+        for target, source in self._critic_pairs:
+            target.lerp_(source, 1 - self.eps)
+        for target, source in self._actor_pairs:
+            target.lerp_(source, actor_rate)
