@@ -2,6 +2,7 @@
 
 from torchrl_edp.modules.actor import DiffusionSampler, EDPActor
 from torchrl_edp.modules.adapter import ScoreNetworkAdapter, as_edp_actor
+from torchrl_edp.modules.frozen import FrozenPolicy
 from torchrl_edp.modules.networks import Mish, NoisePredictionMLP, QValueNetwork, StepEmbedding, ValueNetwork
 from torchrl_edp.modules.selection import EnergyBasedActionSelector
 
@@ -9,6 +10,7 @@ __all__ = [
     "DiffusionSampler",
     "EDPActor",
     "EnergyBasedActionSelector",
+    "FrozenPolicy",
     "Mish",
     "NoisePredictionMLP",
     "QValueNetwork",

@@ -104,14 +104,13 @@ class DiffusionSampler(nn.Module):
     ) -> Tensor:
         """Solve from ``initial_noise`` [*B, A] to actions [*B, A], given [*B, O]; options override the solver's.
 
-        ``network`` is called in place of the noise network: with other parameters, or with checkpointing.
+        ``network`` is called in place of the noise network: with other parameters, or with checkpointing. A noise
+        network that has ``condition`` (as :class:`~torchrl_edp.modules.NoisePredictionMLP`) is called through it.
         """
-        network = self.noise_network if network is None else network
+        predict = self._conditioned(observation, network)
 
         def model(noisy_action: Tensor, step: float) -> Tensor:
-            dtype = _step_dtype(noisy_action)
-            steps = torch.full(noisy_action.shape[:-1], step, dtype=dtype, device=noisy_action.device)
-            output = network(noisy_action, steps, observation)
+            output = predict(noisy_action, step)
             if self.prediction == "noise":
                 return output
             time = (step + 1) / self.schedule.num_steps
@@ -122,6 +121,19 @@ class DiffusionSampler(nn.Module):
         action = SOLVERS[self.solver](model, initial_noise, self.schedule, **options)
         bounds: Bounds | None = options["bounds"]
         return action if bounds is None else clip(action, bounds)
+
+    def _conditioned(self, observation: Tensor, network: Network | None) -> Callable[[Tensor, float], Tensor]:
+        """The network's output as a function of noisy action and step, one for all rows."""
+        if network is None and hasattr(self.noise_network, "condition"):
+            return self.noise_network.condition(observation)  # type: ignore[operator]
+        called = self.noise_network if network is None else network
+
+        def predict(noisy_action: Tensor, step: float) -> Tensor:
+            dtype = _step_dtype(noisy_action)
+            steps = torch.full(noisy_action.shape[:-1], step, dtype=dtype, device=noisy_action.device)
+            return called(noisy_action, steps, observation)
+
+        return predict
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
         """Actions [*B, A] for ``inputs``: observations [*B, O_i], concatenated, then the initial noise or None.

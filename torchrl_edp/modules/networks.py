@@ -6,8 +6,8 @@ Shapes: ``*B`` batch, ``O`` observation, ``A`` action.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ class Mish(nn.Module):
     """x tanh(softplus(x)), in a form with one exponential where it is faster.
 
     With n = e (e + 2) and e = exp(x), Mish is x n / (n + 2): one exponential and one division instead of a chain of
-    transcendental functions. Compiled it is several times faster (error below 3e-7 in float32); eager training keeps
-    PyTorch's fused operator, which records fewer autograd nodes, and so does half precision, where n overflows.
+    transcendental functions. Compiled it is several times faster (error below 3e-7 in float32), and 1.7 times without
+    gradients; eager training keeps PyTorch's fused operator, which records fewer autograd nodes, and so does half
+    precision, where n overflows.
 
     Examples:
         >>> torch.allclose(Mish()(torch.tensor([1.0])), nn.functional.mish(torch.tensor([1.0])))
@@ -31,11 +32,28 @@ class Mish(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply Mish to every element."""
-        if not torch.compiler.is_compiling() or x.dtype.itemsize < 4:
+        if x.dtype.itemsize < 4:
             return F.mish(x)
-        e = x.clamp(max=20.0).exp()
-        n = e * (e + 2)
-        return x * (n / (n + 2))
+        if torch.compiler.is_compiling():
+            return fast_mish(x)
+        if torch.is_grad_enabled():
+            return F.mish(x)
+        # The same in place: nobody looks at what is in between.
+        e = x.clamp(max=20.0).exp_()
+        n = (e + 2).mul_(e)
+        return n.div_(n + 2).mul_(x)
+
+
+def fast_mish(x: Tensor) -> Tensor:
+    """Mish with one exponential, for float32 and better.
+
+    Examples:
+        >>> fast_mish(torch.zeros(2))
+        tensor([0., 0.])
+    """
+    e = x.clamp(max=20.0).exp()
+    n = e * (e + 2)
+    return x * (n / (n + 2))
 
 
 class StepEmbedding(nn.Module):
@@ -64,9 +82,10 @@ class StepEmbedding(nn.Module):
         """Embed steps [*B] (float, 0..K-1) into features [*B, size]."""
         half = self.size // 2
         # A constant, not a buffer: losses treat every entry of a network's state as something to train.
-        rates = torch.arange(half, device=diffusion_step.device, dtype=torch.float32)
+        steps = diffusion_step.to(torch.promote_types(diffusion_step.dtype, torch.float32))
+        rates = torch.arange(half, device=steps.device, dtype=steps.dtype)
         rates = torch.exp(rates * (-math.log(10_000.0) / (half - 1)))
-        angles = diffusion_step.unsqueeze(-1).float() * rates
+        angles = steps.unsqueeze(-1) * rates
         features = torch.cat([angles.cos(), angles.sin()], -1)
         return self.net(features.to(cast(nn.Linear, self.net[0]).weight.dtype))
 
@@ -110,6 +129,30 @@ class NoisePredictionMLP(nn.Module):
     def forward(self, noisy_action: Tensor, diffusion_step: Tensor, observation: Tensor) -> Tensor:
         """Predict the noise [*B, A] in ``noisy_action`` [*B, A] at ``diffusion_step`` [*B], given [*B, O]."""
         return self.net(torch.cat([noisy_action, self.embedding(diffusion_step), observation], -1))
+
+    def condition(self, observation: Tensor) -> Callable[[Tensor, float], Tensor]:
+        """The network at a fixed ``observation`` [*B, O]: a function of noisy action [*B, A] and one step for all.
+
+        A solver's calls differ in action and step only, so that the observation's share of the first layer is computed
+        once here, and the step's for one row. A subclass with a ``forward`` of its own is called as it is.
+        """
+        if type(self).forward is not NoisePredictionMLP.forward:
+            return lambda action, step: self(action, _steps(step, action, action.shape[:-1]), observation)
+        first, *rest = cast(Iterable[Any], self.net)
+        sizes = [self.action_size, self.embedding.size, observation.shape[-1]]
+        by_action, by_step, by_observation = first.weight.split(sizes, 1)
+        if observation.ndim > 1 and observation.stride(0) == 0:  # candidates of the same observation
+            observation = observation[:1]
+        share = F.linear(observation, by_observation, first.bias)
+
+        def predict(noisy_action: Tensor, diffusion_step: float) -> Tensor:
+            step = self.embedding(_steps(diffusion_step, noisy_action, (1,)))
+            features = F.linear(noisy_action, by_action) + (share + F.linear(step, by_step)[0])
+            for layer in rest:
+                features = layer(features)
+            return features
+
+        return predict
 
 
 class QValueNetwork(nn.Module):
@@ -166,6 +209,10 @@ class ValueNetwork(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """The value [*B, 1] of ``observation`` [*B, O]."""
         return self.net(observation)
+
+
+def _steps(step: float, like: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.full(shape, step, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
 def _mlp(

@@ -88,11 +88,12 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the selected action into ``tensordict`` [*B] and return it."""
         inputs = tensordict.select(*self.in_keys, strict=False)
+        if self.num_action_samples == 1:
+            action = self._call(self.actor_network, inputs, self.actor_params).get(self.action_key)
+            return tensordict.set(self.action_key, action)
         candidates = inputs.expand(self.num_action_samples, *tensordict.batch_size).clone(recurse=False)
         candidates = self._call(self.actor_network, candidates, self.actor_params)
         actions = candidates.get(self.action_key)
-        if self.num_action_samples == 1:
-            return tensordict.set(self.action_key, actions[0])
         chosen = self._choose(self._energies(candidates))
         index = chosen.reshape(1, *chosen.shape, 1).expand(1, *actions.shape[1:])
         return tensordict.set(self.action_key, actions.gather(0, index)[0])
@@ -106,7 +107,7 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
         def value(params: TensorDictBase) -> Tensor:
             return self._call(self.qvalue_network, candidates.copy(), params).get(self.value_key)
 
-        return torch.vmap(value, randomness="different")(self.qvalue_params).squeeze(-1).amin(0)
+        return torch.stack([value(params) for params in self.qvalue_params.unbind(0)]).squeeze(-1).amin(0)
 
     def _choose(self, energies: Tensor) -> Tensor:
         """Index [*B] of the chosen candidate, from energies [N, *B]."""

@@ -58,9 +58,7 @@ class SampledTargetLoss(EDPLoss):
         else:
             noise = noise.movedim(-2, 0)  # given as [*B, number of actions, A]
         observation = observation.expand(self.num_backup_actions, *observation.shape)
-        action = self._sampler.sample(observation, noise, self._target_network, bounds=self._bounds)
+        with self.target_actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+            action = self._sampler.sample(observation, noise, bounds=self._bounds)
         qvalues = self._qvalues(next_tensordict, self.target_qvalue_network_params, action)
         return self._aggregate(qvalues.topk(self.backup_top_k, dim=1).values[:, -1])
-
-    def _target_network(self, *inputs: Tensor) -> Tensor:
-        return self._network(*inputs, params=self.target_actor_network_params)
