@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -50,9 +51,9 @@ def interleave(cases: Sequence[Case], *, rounds: int, seconds: float, warm_up: i
             case.run()
         repeats.append(max(1, round(seconds * _rate(case, 2))))
     rates: list[list[float]] = [[] for _ in cases]
-    for turn in tqdm(range(rounds), desc="measuring", leave=False):
-        for position in range(len(cases)):
-            index = (position + turn) % len(cases)  # no case always follows the same other
+    shuffle = random.Random(0)
+    for _ in tqdm(range(rounds), desc="measuring", leave=False):
+        for index in shuffle.sample(range(len(cases)), len(cases)):  # no case always follows the same other
             use_onednn(cases[index].onednn)
             rates[index].append(_rate(cases[index], repeats[index]))
     use_onednn(False)
