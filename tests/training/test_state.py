@@ -156,3 +156,11 @@ def test_wrong_options_are_refused(option, value):
     targets = EDPTargetUpdate(loss)
     with pytest.raises(ValueError, match=option):
         TrainState(loss, make_data().buffer, targets, **{option: value})
+
+
+def test_a_policy_that_cannot_learn_is_refused():
+    loss = make_loss()
+    for parameter in loss.actor_network_params.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match="actor parameters"):
+        TrainState(loss, make_data().buffer, EDPTargetUpdate(loss))

@@ -168,6 +168,8 @@ def _parameters_by_network(loss: LossModule) -> dict[str, list[torch.nn.Paramete
         network = name.split("_network_params")[0] if "_network_params" in name else "actor"
         if parameter.requires_grad:
             groups.setdefault(network, []).append(parameter)
+    if not groups["actor"]:
+        raise ValueError("TrainState trains a policy: expected trainable actor parameters, but none requires grad.")
     return groups
 
 
