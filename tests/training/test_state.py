@@ -131,7 +131,8 @@ def test_compiled_states_in_one_process_keep_to_themselves():
     eager = make_state(update_order="sequential")
     for state in (eager, sequential):
         torch.manual_seed(3)
-        state.update()
+        for _ in range(20):  # Adam's first step is nearly the same whatever the order of the terms
+            state.update()
     assert all(torch.equal(value, before[name]) for name, value in parameters(joint.loss).items())
     for name, value in parameters(eager.loss).items():
         torch.testing.assert_close(parameters(sequential.loss)[name], value, rtol=1e-4, atol=1e-6, msg=name)
