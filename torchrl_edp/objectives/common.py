@@ -277,10 +277,9 @@ class EDPLoss(CriticEnsembleLoss):
         options: dict[str, Any] = {} if self.approximation_steps is None else {"num_calls": self.approximation_steps}
         return self._sampler.sample(observation, noise, self._checkpointed_network, bounds=self._bounds, **options)
 
-    def _network(self, *inputs: Tensor, params: TensorDictParams | None = None) -> Tensor:
-        """The noise network's output under the actor's parameters, or under ``params``."""
-        params = self.actor_network_params if params is None else params
-        with params.to_module(self.actor_network, preserve_module_state=False):
+    def _network(self, *inputs: Tensor) -> Tensor:
+        """The noise network's output under the actor's parameters."""
+        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
             return self._sampler.noise_network(*inputs)
 
     def _checkpointed_network(self, *inputs: Tensor) -> Tensor:

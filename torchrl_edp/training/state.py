@@ -83,7 +83,6 @@ class TrainState:
         self.targets = targets
         self.decay = decay
         self.gradient_steps = gradient_steps
-        self.clip_grad = clip_grad
         self.compiled = compile
         self.updates = 0
         networks = _parameters_by_network(loss)
