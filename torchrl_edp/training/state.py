@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
 from torchrl.objectives import LossModule
 
 from torchrl_edp.training.adam import NetworkOptimizer
+from torchrl_edp.training.finite import not_finite
 from torchrl_edp.training.targets import EDPTargetUpdate
 
 _COMPILE_OPTIONS: dict[str, Any] = {
@@ -23,8 +24,11 @@ _COMPILE_OPTIONS: dict[str, Any] = {
     "alignment_asserts": False,
 }
 
+CHECK_EVERY = 100  # updates between two looks at what was not finite, where a look is a sync
+
 UpdateOrder = Literal["joint", "sequential"]
 Decay = Literal["none", "cosine"]
+_Updated = tuple[dict[str, Tensor], Tensor]  # metrics, and whether all was finite
 
 
 class TrainState:
@@ -93,13 +97,15 @@ class TrainState:
         }
         self._actor_lr = lr
         self._actor_rate = torch.zeros_like(self.optimizers["actor"].lr)
+        self.check_every = 1 if self._actor_rate.device.type == "cpu" else CHECK_EVERY
+        self._unchecked: list[tuple[int, dict[str, Tensor], Tensor]] = []
         names = ("loss",) if update_order == "joint" else loss.sequential_terms
         self._terms = [_term(loss, name) for name in names]
         # A uniform sampler's batch is gathered inside the update; any other buffer draws its own.
         self._storage = buffer[:] if _is_plain(buffer) else None
         self._step = self._compile() if compile else self._update
 
-    def _compile(self) -> Callable[..., dict[str, Tensor]]:
+    def _compile(self) -> Callable[..., _Updated]:
         """Compile the update; what the terms set up at their first call must be there before."""
         with torch.random.fork_rng(), torch.no_grad():
             for term in self._terms:
@@ -109,14 +115,19 @@ class TrainState:
             self._update, fullgraph=True, dynamic=False, isolate_recompiles=True, options=_COMPILE_OPTIONS
         )
 
-        def step(*inputs: Any) -> dict[str, Tensor]:
+        def step(*inputs: Any) -> _Updated:
             with torch._dynamo.config.patch(trace_autograd_ops=True):
                 return compiled(*inputs)
 
         return step
 
     def update(self) -> dict[str, Tensor]:
-        """One gradient step of every network and of the targets; returns detached losses and metrics."""
+        """One gradient step of every network and of the targets; returns detached losses and metrics.
+
+        Raises:
+            FloatingPointError: where a loss or a gradient is not finite. No such step is taken: parameters, moments and
+                targets stay as they are. On a CPU the error comes at once, elsewhere at the next :meth:`check`.
+        """
         if self._storage is None:
             batch, index = self.buffer.sample(), None
         else:
@@ -125,32 +136,102 @@ class TrainState:
             share = 0.5 * (1 + math.cos(math.pi * min(self.updates / self.gradient_steps, 1.0)))
             self.optimizers["actor"].lr.fill_(self._actor_lr * share)
         self._actor_rate.fill_(self.targets.next_actor_rate())
-        metrics = self._step(batch, index)
         self.updates += 1
+        metrics, valid = self._step(batch, index)
+        self._unchecked.append((self.updates, metrics, valid))
+        if len(self._unchecked) >= self.check_every:
+            self.check()
         return metrics
 
-    def _update(self, batch: TensorDictBase, index: Tensor | None) -> dict[str, Tensor]:
+    def check(self) -> None:
+        """Raise the error of the first update since the last check that had to be left out, if there is one."""
+        unchecked, self._unchecked = self._unchecked, []
+        if unchecked and not torch.stack([valid for *_, valid in unchecked]).all():
+            update, metrics, _ = next(entry for entry in unchecked if not entry[2])
+            raise not_finite(update, metrics, self.optimizers, self.buffer)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything the next update depends on but the data: parameters, targets, optimizers, counters, generators.
+
+        The tensors of the networks are those in use, not copies.
+        """
+        state = {f"loss.{name}": tensor for name, tensor in self._loss_tensors().items()}
+        for name, optimizer in self.optimizers.items():
+            state |= {f"optimizer.{name}.{i}": tensor for i, tensor in enumerate(optimizer.state())}
+        counters = {"updates": self.updates, "targets": self.targets.counter}
+        state |= {f"counter.{name}": torch.tensor(value) for name, value in counters.items()}
+        return state | {f"random.{name}": generator.get_state() for name, generator in self._generators().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave: the next update is the one that would have followed.
+
+        Raises:
+            ValueError: if names, shapes or types differ; nothing is taken over then.
+        """
+        own = self.state_dict()
+        if missing := set(own) ^ set(state):
+            raise ValueError(f"The train state: expected the same entries, got a difference in {sorted(missing)[:5]}.")
+        for name, tensor in own.items():
+            expected, got = (f"{value.dtype} {list(value.shape)}" for value in (tensor, state[name]))
+            if expected != got:
+                raise ValueError(f"The train state's {name}: expected {expected}, got {got}.")
+        for name, generator in self._generators().items():
+            generator.set_state(state[f"random.{name}"].cpu())
+        self.updates = int(state["counter.updates"])
+        self.targets.counter = int(state["counter.targets"])
+        with torch.no_grad():
+            for name, tensor in own.items():
+                if name.startswith(("loss.", "optimizer.")):
+                    tensor.copy_(state[name])
+
+    def _loss_tensors(self) -> dict[str, Tensor]:
+        return {**dict(self.loss.named_parameters()), **dict(self.loss.named_buffers())}
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        """All sources of random numbers: torch's own, on CPU and training device, and the buffer's."""
+        generators = {"cpu": torch.default_generator}
+        if (device := self._actor_rate.device).type == "cuda":
+            generators["cuda"] = torch.cuda.default_generators[device.index or 0]
+        if self.buffer._rng is not None:
+            generators["buffer"] = self.buffer._rng
+        return generators
+
+    def _update(self, batch: TensorDictBase, index: Tensor | None) -> _Updated:
         """The update as a function of tensors, all of them changed in place; compiled, it is one graph."""
         if index is not None:
             batch = batch[index]
         metrics: dict[str, Tensor] = {}
+        valid = torch.ones((), dtype=torch.bool, device=self._actor_rate.device)
         for term in self._terms:
             total, values = term(batch)
             metrics |= values
-            metrics |= self._descend(total)
-        self.targets.move(self._actor_rate)
-        return metrics
+            norms, valid = self._descend(total, valid)
+            metrics |= norms
+        go, mask = _go(valid)
+        if go:
+            self.targets.move(self._actor_rate, mask)
+        return metrics, valid
 
-    def _descend(self, total: Tensor) -> dict[str, Tensor]:
-        """A step of every network that has gradients; the others stay as they are."""
+    def _descend(self, total: Tensor, valid: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """A step of every network that has gradients, if all is finite; the others stay as they are."""
         parameters = [parameter for optimizer in self.optimizers.values() for parameter in optimizer.parameters]
-        gradients = list(torch.autograd.grad(total, parameters, allow_unused=True))
-        norms = {}
-        for name, optimizer in self.optimizers.items():
-            own, gradients = gradients[: len(optimizer.parameters)], gradients[len(optimizer.parameters) :]
-            if any(gradient is not None for gradient in own):
-                norms[f"grad_norm_{name}"] = optimizer.step(own)
-        return norms
+        gradients = iter(torch.autograd.grad(total, parameters, allow_unused=True))
+        own = {name: [next(gradients) for _ in optimizer.parameters] for name, optimizer in self.optimizers.items()}
+        own = {name: values for name, values in own.items() if any(value is not None for value in values)}
+        norms = {name: self.optimizers[name].norm(values) for name, values in own.items()}
+        valid = valid & torch.stack([total.detach(), *norms.values()]).isfinite().all()
+        go, mask = _go(valid)
+        for name, values in own.items():
+            if go:
+                self.optimizers[name].step(values, norms[name], mask)
+        return {f"grad_norm_{name}": norm for name, norm in norms.items()}, valid
+
+
+def _go(valid: Tensor) -> tuple[bool, Tensor | None]:
+    """Whether to take a step, and its mask: eagerly on a CPU ``valid`` can be read, elsewhere that would be a sync."""
+    if torch.compiler.is_compiling() or valid.device.type != "cpu":
+        return True, valid
+    return bool(valid), None
 
 
 def _is_plain(buffer: TensorDictReplayBuffer) -> bool:

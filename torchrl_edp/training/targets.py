@@ -61,9 +61,16 @@ class EDPTargetUpdate(SoftUpdate):
         return self.actor_tau if self.counter % self.actor_every == 0 else 0.0
 
     @torch.no_grad()
-    def move(self, actor_rate: float | Tensor) -> None:
-        """Move the critics' averages by ``tau`` and the policy's by ``actor_rate``, a tensor in compiled updates."""
-        for target, source in self._critic_pairs:
-            target.lerp_(source, 1 - self.eps)
-        for target, source in self._actor_pairs:
-            target.lerp_(source, actor_rate)
+    def move(self, actor_rate: float | Tensor, valid: Tensor | None = None) -> None:
+        """Move the critics' averages by ``tau`` and the policy's by ``actor_rate``; nothing where ``valid`` is False.
+
+        Args:
+            actor_rate: from :meth:`next_actor_rate`; a tensor in compiled updates.
+            valid: a boolean tensor ``[]``.
+        """
+        for pairs, rate in ((self._critic_pairs, 1 - self.eps), (self._actor_pairs, actor_rate)):
+            for target, source in pairs:
+                if valid is None:
+                    target.lerp_(source, rate)
+                else:
+                    target.copy_(torch.where(valid, target.lerp(source, rate), target))
