@@ -6,57 +6,20 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from experiment_helpers import LOSSES, make_data, make_loss, make_settings
 from safetensors.torch import load_file
 from tensordict import TensorDict
 
-from torchrl_edp import EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
-from torchrl_edp.configs import EXPERIMENTS
-from torchrl_edp.data import from_arrays
 from torchrl_edp.training import (
     EDPTargetUpdate,
-    NetworkSettings,
     RunFolder,
     SelectionSettings,
     TrainState,
-    build_networks,
-    build_value,
     load_policy,
     prepare_data,
     run_experiment,
 )
-from torchrl_edp.training.settings import DiffusionSettings, LoggerSettings, OptimSettings, PolicySettings
-
-LOSSES = {"edp_iql": EDPIQLLoss, "edp_td3": EDPTD3Loss, "edp_crr": EDPCRRLoss}
-ROWS = 40
-
-
-def make_data():
-    """Random transitions of the pendulum's sizes, in episodes of ten."""
-    ends = torch.arange(ROWS) % 10 == 9
-    arrays = torch.randn(ROWS, 3), torch.rand(ROWS, 1) * 4 - 2, torch.randn(ROWS), ends, ends & False
-    about = {"dataset_id": "tiny", "env_id": "Pendulum-v1", "max_episode_steps": 3}
-    return from_arrays(*arrays, action_low=-2.0, action_high=2.0, **about)
-
-
-def make_settings(name, **options):
-    optim = OptimSettings(gradient_steps=4, actor_start=0, device="cpu", lr=0.01)
-    cfg = EXPERIMENTS[name](
-        dataset="tiny",
-        network=NetworkSettings(hidden_sizes=[8]),
-        diffusion=DiffusionSettings(num_steps=50, num_calls=2),
-        logger=LoggerSettings(backend="", eval_iter=2, log_iter=2, eval_envs=2, progress=False),
-        **{"optim": optim, **options},
-    )
-    cfg.replay_buffer.batch_size = 8
-    return cfg
-
-
-def make_loss(cfg, name, dataset):
-    networks = list(build_networks(cfg, dataset))
-    if name == "edp_iql":
-        networks.append(build_value(dataset.observation_size, cfg.network))
-    arguments = asdict(cfg.loss)
-    return LOSSES[name](*networks, **{k: v for k, v in arguments.items() if k != "gamma"}).make_value_estimator()
+from torchrl_edp.training.settings import PolicySettings
 
 
 def run(tmp_path, name, **options):
@@ -70,7 +33,7 @@ def test_a_run_leaves_its_folder(tmp_path, name, capsys):
     _, summary = run(tmp_path, name, preset="reference", seed=7)
     names = {path.name for path in tmp_path.iterdir()}
     policies = {f"{policy}.{suffix}" for policy in ("policy", "policy_best") for suffix in ("json", "safetensors")}
-    assert names == {"metrics.csv", "curves.png", "summary.json", *policies}
+    assert names == {".lock", "checkpoints", "metrics.csv", "curves.png", "summary.json", *policies}
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written == summary and written["oms"] >= written["last"] and written["gradient_steps"] == 4
     about = {"loss": LOSSES[name].__name__, "dataset": "tiny", "preset": "reference", "seed": 7}

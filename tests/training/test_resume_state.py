@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from training_helpers import DIFFUSION, make_state
+from training_helpers import make_state
 
 LOSSES = ("iql", "td3", "crr")
 SOLVERS = {"ddpm": {}, "ddim": {"num_calls": 5}, "dpm_solver": {"num_calls": 4}, "dpm_solver_pp": {"num_calls": 3}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_edp.configs.experiments import EXPERIMENTS
 from torchrl_edp.configs.presets import PRESETS, apply_preset
+from torchrl_edp.configs.resume import resume_overrides
+from torchrl_edp.data import DatasetError
+from torchrl_edp.training.checkpoint import CheckpointError
+from torchrl_edp.training.lock import RunLockError
 from torchrl_edp.training.run import RunFolder
 from torchrl_edp.training.settings import ExperimentSettings
 
@@ -30,7 +35,8 @@ RUN_DIR = "hydra.run.dir=runs/{name}/${{dataset}}/seed${{seed}}_${{now:%Y-%m-%d_
 def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
     """Run ``job`` as a Hydra application on the typed configuration of experiment ``name``.
 
-    The command line is checked first; every run gets a folder ``runs/<name>/<dataset>/seed<seed>_<time>``.
+    The command line is checked first; every run gets a folder ``runs/<name>/<dataset>/seed<seed>_<time>``, or goes on
+    in the one that ``resume`` names. Errors that tell a user what to do come without a traceback.
 
     Args:
         name: ``"edp_iql"``, ``"edp_td3"`` or ``"edp_crr"``.
@@ -40,8 +46,16 @@ def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
     warnings.filterwarnings("ignore", message="Using lock_|torch._dynamo.config.inline_inbuilt_nn_modules")
     check_overrides(EXPERIMENTS[name])
     ConfigStore.instance().store(name=name, node=EXPERIMENTS[name])
-    sys.argv.insert(1, RUN_DIR.format(name=name))
-    hydra.main(version_base="1.3", config_path=None, config_name=name)(job)()
+    sys.argv[1:] = resume_overrides(name, sys.argv[1:]) or [RUN_DIR.format(name=name), *sys.argv[1:]]
+
+    @functools.wraps(job)
+    def run(config: DictConfig) -> None:
+        try:
+            job(config)
+        except (DatasetError, CheckpointError, RunLockError, FloatingPointError) as error:
+            raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+    hydra.main(version_base="1.3", config_path=None, config_name=name)(run)()
 
 
 def start(config: DictConfig) -> tuple[ExperimentSettings, RunFolder]:
@@ -50,7 +64,8 @@ def start(config: DictConfig) -> tuple[ExperimentSettings, RunFolder]:
     name = str(job.job.config_name)
     config = apply_preset(config, name, job.overrides.task)
     cfg: Any = OmegaConf.to_object(config)
-    folder = RunFolder(job.runtime.output_dir, backend=cfg.logger.backend, name=name)
+    overrides = list(job.overrides.task)
+    folder = RunFolder(job.runtime.output_dir, backend=cfg.logger.backend, name=name, overrides=overrides)
     OmegaConf.save(config, folder.path / "config.yaml")
     torch.manual_seed(cfg.seed)
     return cfg, folder

@@ -10,8 +10,9 @@ from torchrl_edp.training.build import (
     build_value,
 )
 from torchrl_edp.training.experiment import build_networks, load_experiment_data, run_experiment
-from torchrl_edp.training.loop import Scores, train
+from torchrl_edp.training.loop import TrainingStopped, train
 from torchrl_edp.training.policy import EnvironmentPolicy, load_policy, save_policy
+from torchrl_edp.training.record import Scores, TrainingRecord
 from torchrl_edp.training.run import RunFolder
 from torchrl_edp.training.settings import ExperimentSettings
 from torchrl_edp.training.setup import PreparedData, choose_compile, choose_device, prepare_data
@@ -29,6 +30,8 @@ __all__ = [
     "Scores",
     "SelectionSettings",
     "TrainState",
+    "TrainingRecord",
+    "TrainingStopped",
     "build_actor",
     "build_networks",
     "build_qvalue",

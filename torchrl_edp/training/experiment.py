@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -13,11 +14,13 @@ from torchrl_edp.evaluation import PolicyEvaluator
 from torchrl_edp.modules import EDPActor, EnergyBasedActionSelector
 from torchrl_edp.objectives.common import EDPLoss
 from torchrl_edp.training.build import build_actor, build_qvalue, build_selector
-from torchrl_edp.training.loop import train
+from torchrl_edp.training.loop import TrainingStopped, train
 from torchrl_edp.training.policy import EnvironmentPolicy, save_policy
+from torchrl_edp.training.record import TrainingRecord
+from torchrl_edp.training.resume import RunCheckpoints, resume_command
 from torchrl_edp.training.run import RunFolder
 from torchrl_edp.training.settings import ExperimentSettings
-from torchrl_edp.training.setup import choose_compile, choose_device, prepare_data
+from torchrl_edp.training.setup import PreparedData, choose_compile, choose_device, prepare_data
 from torchrl_edp.training.state import TrainState
 from torchrl_edp.training.targets import EDPTargetUpdate
 
@@ -44,10 +47,14 @@ def run_experiment(
         cfg: all settings.
         dataset: validated transitions.
         loss: an EDP loss whose networks fit the data.
-        folder: where results go.
+        folder: where results go, and checkpoints; with ``cfg.resume`` the run goes on from the newest one in it.
 
     Returns:
         The summary, as in ``summary.json``.
+
+    Raises:
+        CheckpointError: if the folder holds another run; see :meth:`RunCheckpoints.restore`.
+        SystemExit: after SIGINT or SIGTERM, with a message that says how to go on.
     """
     device = choose_device(cfg.optim.device)
     compile = choose_compile(cfg.compile.compile, cfg.optim.gradient_steps)
@@ -55,8 +62,6 @@ def run_experiment(
         # The switch to oneDNN; on processors without AMX products stay float32.
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
     loss = loss.to(device)
-
-    # Data: validated transitions, prepared for the policy, in a replay buffer on the training device.
     data = prepare_data(
         dataset,
         reward_rule=cfg.data.reward_rule,
@@ -66,23 +71,12 @@ def run_experiment(
         device=device,
         seed=cfg.seed,
     )
-    optim = asdict(cfg.optim)
-    averages = {name: optim.pop(name) for name in ("tau", "actor_tau", "actor_every", "actor_start")}
-    del optim["device"]
-    state = TrainState(loss, data.buffer, EDPTargetUpdate(loss, **averages), compile=compile, **optim)
-
-    # The policy that acts.
-    selector = _acting_policy(cfg, loss)
-    policy = EnvironmentPolicy(selector, data.observation_normalizer, data.action_scaler).to(device)
+    state = _train_state(cfg, loss, data, compile)
+    policy = EnvironmentPolicy(_acting_policy(cfg, loss), data.observation_normalizer, data.action_scaler).to(device)
     acting = torch.compile(policy) if compile else policy
-    evaluator = PolicyEvaluator(
-        cfg.env.name or dataset.env_id,
-        num_episodes=cfg.logger.eval_envs,
-        max_steps=cfg.env.max_episode_steps or dataset.max_episode_steps,
-        reference=dataset.reference and dataset.reference[:2],
-        observation_keys=dataset.observation_keys,
-        env_kwargs=dataset.env_kwargs,
-    )
+    record = TrainingRecord()
+    checkpoints = RunCheckpoints(folder, state, record, cfg, dataset)
+    checkpoints.restore()
 
     def save(name: str) -> None:
         save_policy(
@@ -94,22 +88,48 @@ def run_experiment(
             info={"dataset": cfg.dataset, "env": str(dataset.env_id), "update": state.updates},
         )
 
-    with evaluator:
-        scores = train(
-            state,
-            lambda: evaluator(acting, seed=1_000_000 * cfg.seed + state.updates),  # new episodes every time
-            folder,
-            gradient_steps=cfg.optim.gradient_steps,
-            eval_iter=cfg.logger.eval_iter,
-            log_iter=cfg.logger.log_iter,
-            progress=cfg.logger.progress,
-            on_best=lambda: save("policy_best"),
-        )
+    with _evaluator(cfg, dataset) as evaluator:
+        try:
+            scores = train(
+                state,
+                lambda: evaluator(acting, seed=1_000_000 * cfg.seed + state.updates),  # new episodes every time
+                folder,
+                gradient_steps=cfg.optim.gradient_steps,
+                eval_iter=cfg.logger.eval_iter,
+                log_iter=cfg.logger.log_iter,
+                progress=cfg.logger.progress,
+                on_best=lambda: save("policy_best"),
+                record=record,
+                save=checkpoints.save,
+                save_iter=cfg.checkpoint.iter,
+            )
+        except TrainingStopped as stop:
+            print(f"Stopped by {stop}, nothing is lost. Go on with:\n    {resume_command(folder)}", file=sys.stderr)
+            raise SystemExit(128 + stop.signal) from None
     save("policy")
     about = {"loss": type(loss).__name__, "dataset": cfg.dataset, "preset": cfg.preset, "seed": cfg.seed}
     summary = folder.summarize({**about, **asdict(scores), "gradient_steps": state.updates})
-    print(f"RAT {summary['rat']:.1f}, OMS {summary['oms']:.1f} in {summary['seconds']:.0f} s: {folder.path}")
+    found = ", ".join(f"{name} {value:.1f}" for name, value in record.shown().items()) or "Not evaluated"
+    print(f"{found} in {summary['seconds']:.0f} s: {folder.path}")
     return summary
+
+
+def _train_state(cfg: ExperimentSettings, loss: EDPLoss, data: PreparedData, compile: bool) -> TrainState:
+    optim = asdict(cfg.optim)
+    averages = {name: optim.pop(name) for name in ("tau", "actor_tau", "actor_every", "actor_start")}
+    del optim["device"]
+    return TrainState(loss, data.buffer, EDPTargetUpdate(loss, **averages), compile=compile, **optim)
+
+
+def _evaluator(cfg: ExperimentSettings, dataset: OfflineDataset) -> PolicyEvaluator:
+    return PolicyEvaluator(
+        cfg.env.name or dataset.env_id,
+        num_episodes=cfg.logger.eval_envs,
+        max_steps=cfg.env.max_episode_steps or dataset.max_episode_steps,
+        reference=dataset.reference and dataset.reference[:2],
+        observation_keys=dataset.observation_keys,
+        env_kwargs=dataset.env_kwargs,
+    )
 
 
 def _acting_policy(cfg: ExperimentSettings, loss: EDPLoss) -> EnergyBasedActionSelector:

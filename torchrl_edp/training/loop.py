@@ -1,33 +1,25 @@
-"""The training loop: updates, evaluations, logging."""
+"""The training loop: updates, evaluations, logging, checkpoints."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from signal import Signals
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from torchrl_edp.evaluation import EvaluationResult, OnlineModelSelection, RunningAverage
+from torchrl_edp.evaluation import EvaluationResult
+from torchrl_edp.training.record import Scores, TrainingRecord
 from torchrl_edp.training.run import RunFolder
+from torchrl_edp.training.signals import StopSignals
 from torchrl_edp.training.state import TrainState
 
 
-@dataclass
-class Scores:
-    """Scores and times of a finished run; scores are normalised if the data set has a reference, else returns."""
+class TrainingStopped(Exception):  # noqa: N818 - a stop is no error
+    """SIGINT or SIGTERM stopped the loop between two updates; everything before is saved."""
 
-    rat: float
-    oms: float
-    last: float
-    seconds: float
-    training_seconds: float
-    evaluation_seconds: float
-    compile_seconds: float
-    updates_per_second: float
+    def __init__(self, signal: Signals, updates: int) -> None:
+        super().__init__(f"{signal.name} after update {updates}")
+        self.signal = signal
 
 
 def train(
@@ -40,6 +32,9 @@ def train(
     log_iter: int = 500,
     progress: bool = True,
     on_best: Callable[[], None] | None = None,
+    record: TrainingRecord | None = None,
+    save: Callable[[bool], None] | None = None,
+    save_iter: int = 0,
 ) -> Scores:
     """Update until ``gradient_steps``, evaluating every ``eval_iter`` updates.
 
@@ -47,70 +42,76 @@ def train(
         state: the train state.
         evaluate: evaluates the current policy; must leave the training's random stream alone.
         folder: takes the metrics.
-        gradient_steps: number of updates in all.
+        gradient_steps: number of updates in all, those of a resumed run included.
         eval_iter: updates between evaluations; 0 for none.
         log_iter: updates whose losses are averaged into one row.
         progress: show a progress bar.
         on_best: called when an evaluation is the best so far.
+        record: of the run that is resumed.
+        save: saves a checkpoint; its argument says whether the policy is the best so far. Called every ``save_iter``
+            updates, after the best evaluation so far, at the end, and when a signal stops the loop.
+        save_iter: updates between two checkpoints; 0 for none of those.
 
     Returns:
         RAT, OMS, the last score and where the time went.
+
+    Raises:
+        TrainingStopped: after SIGINT or SIGTERM, once the update that was running is done and saved.
+        FloatingPointError: see :meth:`TrainState.update`; the last checkpoint is untouched.
     """
-    rat, oms = RunningAverage(), OnlineModelSelection()
-    started, evaluation_seconds, last = time.perf_counter(), 0.0, math.nan
-    means = _Means()
+    record = record or TrainingRecord()
     bar = tqdm(total=gradient_steps, initial=state.updates, unit="update", disable=not progress, mininterval=1.0)
     bar.set_description("compiling" if state.compiled else "training")
-    means.add(state.update())
-    bar.update()
-    bar.set_description("training")
-    compile_seconds = time.perf_counter() - started
-    while state.updates < gradient_steps:
-        means.add(state.update())
-        bar.update()
-        if state.updates % log_iter == 0 or state.updates == gradient_steps:
-            folder.log(state.updates, means.take())
-        if eval_iter and (state.updates % eval_iter == 0 or state.updates == gradient_steps):
-            begun = time.perf_counter()
-            result = evaluate()
-            last = result.mean if result.normalized is None else result.normalized
-            if oms.update(last) == last and on_best is not None:
-                on_best()
-            folder.log(state.updates, _evaluation_row(result, last, rat.update(last), oms.value))
-            folder.write()
-            bar.set_postfix(score=f"{last:.1f}", RAT=f"{rat.value:.1f}", OMS=f"{oms.value:.1f}")
-            evaluation_seconds += time.perf_counter() - begun
-    bar.close()
+    phase = "compile"  # the first update
+
+    def due(every: int) -> bool:
+        return every > 0 and (state.updates % every == 0 or state.updates == gradient_steps)
+
+    with bar, StopSignals() as stop:
+        while state.updates < gradient_steps and not stop.received:
+            record.means.add(state.update())
+            bar.update()
+            if phase == "compile":
+                bar.set_description("training")
+            record.spend(phase)
+            phase = "training"
+            if due(log_iter):
+                folder.log(state.updates, record.means.take())
+            best = False
+            if due(eval_iter):
+                best = _evaluate(state, evaluate, folder, record, on_best)
+                bar.set_postfix({name: f"{value:.1f}" for name, value in record.shown().items()})
+                record.spend("evaluation")
+            if save and (best or due(save_iter) or stop.received or state.updates == gradient_steps):
+                state.check()
+                save(best)
     folder.write()
-    seconds = time.perf_counter() - started
-    training = seconds - evaluation_seconds
-    rate = (gradient_steps - 1) / max(training - compile_seconds, 1e-9)
-    return Scores(rat.value, oms.value, last, seconds, training, evaluation_seconds, compile_seconds, rate)
+    if stop.received and state.updates < gradient_steps:
+        raise TrainingStopped(stop.received, state.updates)
+    return record.scores()
 
 
-def _evaluation_row(result: EvaluationResult, score: float, rat: float, oms: float) -> dict[str, float]:
+def _evaluate(
+    state: TrainState,
+    evaluate: Callable[[], EvaluationResult],
+    folder: RunFolder,
+    record: TrainingRecord,
+    on_best: Callable[[], None] | None,
+) -> bool:
+    """Evaluate and log; whether the score is the best so far."""
+    state.check()
+    result = evaluate()
+    score = result.mean if result.normalized is None else result.normalized
+    best = record.score(score)
+    if best and on_best is not None:
+        on_best()
+    folder.log(state.updates, _evaluation_row(result, score, record))
+    folder.write()
+    return best
+
+
+def _evaluation_row(result: EvaluationResult, score: float, record: TrainingRecord) -> dict[str, float]:
     deviation = result.std if result.normalized_std is None else result.normalized_std
     names = ("score", "score_std", "return", "length", "rat", "oms")
-    values = (score, deviation, result.mean, result.lengths.double().mean().item(), rat, oms)
+    values = (score, deviation, result.mean, result.lengths.double().mean().item(), record.rat.value, record.oms.value)
     return {f"eval/{name}": value for name, value in zip(names, values, strict=True)}
-
-
-class _Means:
-    """Running means of metrics, kept on their device: nothing is read until a row is written."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.names: list[str] = []
-        self.sums: list[Tensor] = []
-
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        if not self.count:
-            self.names, self.sums = list(metrics), [value.detach().clone() for value in metrics.values()]
-        else:
-            torch._foreach_add_(self.sums, list(metrics.values()))
-        self.count += 1
-
-    def take(self) -> dict[str, float]:
-        values = (torch.stack(self.sums) / self.count).tolist()
-        self.count = 0
-        return dict(zip(self.names, values, strict=True))

@@ -6,8 +6,11 @@ import csv
 import importlib.metadata
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from torchrl_edp.training.lock import RunLock
 
 PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "minari", "mujoco", "numpy")
 
@@ -15,11 +18,17 @@ PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "minari", "mujoco", "
 class RunFolder:
     """A folder that one can open: ``metrics.csv``, ``curves.png``, ``summary.json`` and a TorchRL logger.
 
+    It is locked for other processes until it is closed, or its process ends.
+
     Args:
         path: the folder, made if absent.
         backend: a further logger by TorchRL's ``get_logger``: ``"csv"``, ``"tensorboard"``, ``"wandb"``, ``"mlflow"``,
             ``"trackio"``, or ``""`` for none.
-        name: the experiment's name for that logger.
+        name: the experiment's name.
+        overrides: what was said on its command line; a checkpoint remembers it.
+
+    Raises:
+        RunLockError: if another process uses the folder.
 
     Examples:
         >>> import tempfile
@@ -29,15 +38,23 @@ class RunFolder:
         [{'update': 10, 'loss_actor': 0.5}]
     """
 
-    def __init__(self, path: str | Path, *, backend: str = "csv", name: str = "edp") -> None:
+    def __init__(
+        self, path: str | Path, *, backend: str = "csv", name: str = "edp", overrides: Sequence[str] = ()
+    ) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = RunLock(self.path)
+        self._lock.__enter__()
+        self.name, self.overrides = name, list(overrides)
         self.rows: list[dict[str, Any]] = []
         self.logger = None
         if backend:
             from torchrl.record.loggers import get_logger
 
             self.logger = get_logger(backend, logger_name=str(self.path / "logs"), experiment_name=name)
+
+    def close(self) -> None:
+        """Let other processes use the folder."""
+        self._lock.__exit__(None, None, None)
 
     def log(self, update: int, values: dict[str, float]) -> None:
         """Add one row; rows may have different columns."""

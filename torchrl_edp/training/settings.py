@@ -79,6 +79,14 @@ class LoggerSettings:
 
 
 @dataclass
+class CheckpointSettings:
+    """What a run keeps to go on from."""
+
+    iter: int = 1_000  # updates between two checkpoints
+    keep: int = 2  # the last ones; the one with the best evaluation stays too
+
+
+@dataclass
 class CompileSettings:
     """How updates are computed."""
 
@@ -94,6 +102,8 @@ class ExperimentSettings:
     dataset: str = "local/hopper/medium-expert-v0"
     preset: str = "default"  # default, paper, reference or reference-dpm
     seed: int = 0
+    resume: str | None = None  # a run's folder, or "auto": the newest run of this data set and seed, if there is one
+    resume_changed: bool = False  # go on although settings or data are others
     env: EnvSettings = field(default_factory=EnvSettings)
     data: DataSettings = field(default_factory=DataSettings)
     replay_buffer: ReplayBufferSettings = field(default_factory=ReplayBufferSettings)
@@ -112,4 +122,5 @@ class ExperimentSettings:
     loss: Any = None  # the loss's arguments, and gamma
     optim: OptimSettings = field(default_factory=OptimSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     compile: CompileSettings = field(default_factory=CompileSettings)

@@ -1,0 +1,47 @@
+"""The command line with which a run goes on."""
+
+import pytest
+import torch
+
+from torchrl_edp.configs.resume import resume_overrides
+from torchrl_edp.training.checkpoint import CheckpointStore
+
+
+def save(folder, overrides=("seed=3", "loss.expectile=0.9"), experiment="edp_iql"):
+    store = CheckpointStore(folder / "checkpoints")
+    return store.save(1, {"a": torch.ones(1)}, {"run": {"experiment": experiment, "overrides": list(overrides)}})
+
+
+def test_a_folder_gives_its_own_settings_first(tmp_path):
+    save(tmp_path, ["seed=3", "resume=auto", "resume_changed=true"])
+    given = [f"resume={tmp_path}", "optim.gradient_steps=9"]
+    assert resume_overrides("edp_iql", given) == [f"hydra.run.dir={tmp_path}", "seed=3", *given]
+
+
+@pytest.mark.parametrize("overrides", [[], ["seed=1"], ["resume=null"], ["resume=auto", "hydra.run.dir=there"]])
+def test_no_folder_to_be_found(overrides):
+    assert resume_overrides("edp_iql", overrides) == []
+
+
+def test_auto_is_the_newest_run_of_the_data_set_and_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resume_overrides("edp_iql", ["resume=auto"]) == []
+    for seed, day in ((0, 1), (0, 2), (5, 3)):
+        (tmp_path / f"runs/edp_iql/local/hopper/medium-expert-v0/seed{seed}_2026-01-0{day}_00-00-00").mkdir(
+            parents=True
+        )
+    (found, *rest) = resume_overrides("edp_iql", ["resume=auto"])
+    assert found.endswith("medium-expert-v0/seed0_2026-01-02_00-00-00") and rest == ["resume=auto"]
+    assert "seed5_2026-01-03" in resume_overrides("edp_iql", ["resume=auto", "seed=5"])[0]
+    assert resume_overrides("edp_iql", ["resume=auto", "dataset=local/walker2d/medium-v0"]) == []
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="intact checkpoint"):
+        resume_overrides("edp_iql", [f"resume={tmp_path}"])
+    path = save(tmp_path, experiment="edp_td3")
+    with pytest.raises(SystemExit, match="use examples/edp_td3.py"):
+        resume_overrides("edp_iql", [f"resume={tmp_path}"])
+    (path / "state.json").write_text("{}")
+    with pytest.raises(SystemExit, match="state.json"):
+        resume_overrides("edp_iql", [f"resume={tmp_path}"])

@@ -1,0 +1,42 @@
+"""The command line with which a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchrl_edp.configs.experiments import EXPERIMENTS
+from torchrl_edp.training.checkpoint import CheckpointStore
+
+
+def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides with which to go on with a run; none where ``resume`` names no folder to be found.
+
+    Args:
+        name: of the experiment.
+        overrides: of the command line. ``resume=FOLDER`` goes on in that folder, with the overrides it was started with
+            before the given ones; ``resume=auto`` in the newest folder of the same data set and seed, if there is one.
+
+    Raises:
+        SystemExit: if the named folder is no run of this experiment.
+    """
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    wanted = given.get("resume", "null").strip("'\"")
+    if wanted == "null" or "hydra.run.dir" in given:
+        return []
+    if wanted == "auto":
+        defaults = EXPERIMENTS[name]
+        dataset, seed = (given.get(key, str(getattr(defaults, key))) for key in ("dataset", "seed"))
+        folders = sorted(Path("runs", name, dataset).glob(f"seed{seed}_*"))
+        return [f"hydra.run.dir={folders[-1]}", *overrides] if folders else []
+    checkpoint, skipped = CheckpointStore(Path(wanted, "checkpoints")).newest()
+    if checkpoint is None:
+        raise SystemExit(
+            "\n".join([f"resume: expected a run's folder with an intact checkpoint, got {wanted!r}.", *skipped])
+        )
+    run = checkpoint.info["run"]
+    if run["experiment"] != name:
+        found = run["experiment"]
+        raise SystemExit(f"resume: expected a run of {name}, got {wanted!r}, one of {found}: use examples/{found}.py.")
+    kept = [override for override in run["overrides"] if override.split("=", 1)[0] not in ("resume", "resume_changed")]
+    return [f"hydra.run.dir={wanted}", *kept, *overrides]

@@ -1,0 +1,126 @@
+"""A run that can be stopped at any moment and goes on: what its checkpoints hold, and when one may be used."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torchrl_edp.data import OfflineDataset
+from torchrl_edp.training.checkpoint import CheckpointError, CheckpointStore
+from torchrl_edp.training.record import TrainingRecord
+from torchrl_edp.training.run import RunFolder
+from torchrl_edp.training.settings import ExperimentSettings
+from torchrl_edp.training.state import TrainState
+
+FREE = ("optim.gradient_steps", "optim.device", "logger", "checkpoint", "compile", "resume", "resume_changed")
+"""Settings that a resumed run may change: they change how long it runs and what it shows, not what an update does."""
+
+
+class RunCheckpoints:
+    """Saves a run, and takes it up where it was.
+
+    Args:
+        folder: the run's folder; checkpoints go to ``checkpoints`` in it.
+        state: the train state.
+        record: scores and means so far.
+        cfg: all settings; a run is not resumed with others (but for those in :data:`FREE`), unless
+            ``cfg.resume_changed``.
+        dataset: the data; likewise.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        state: TrainState,
+        record: TrainingRecord,
+        cfg: ExperimentSettings,
+        dataset: OfflineDataset,
+    ) -> None:
+        self.store = CheckpointStore(folder.path / "checkpoints", keep=cfg.checkpoint.keep)
+        self.folder, self.state, self.record, self.cfg = folder, state, record, cfg
+        self._data, self._settings = dataset.fingerprint(), _fixed_settings(cfg)
+
+    def save(self, best: bool = False) -> None:
+        """Save everything that the next update depends on."""
+        tensors = {f"train.{name}": tensor for name, tensor in self.state.state_dict().items()}
+        tensors |= {f"record.{name}": tensor for name, tensor in self.record.tensors().items()}
+        run: dict[str, Any] = {"experiment": self.folder.name, "overrides": self.folder.overrides}
+        run |= {"data": self._data, "settings": self._settings}
+        info = {"run": run, "record": self.record.info(), "rows": self.folder.rows}
+        self.store.save(self.state.updates, tensors, info, best=best)
+
+    def restore(self) -> None:
+        """Go on from the newest intact checkpoint, if ``cfg.resume`` asks for it; says what it does and skips.
+
+        Raises:
+            CheckpointError: if there are checkpoints and none was asked for, if none of them is intact, or if the
+                newest one belongs to other data or settings.
+        """
+        path, steps = self.store.path, self.store.steps()
+        if self.cfg.resume is None:
+            if steps:
+                remedy = f"Go on with resume={self.folder.path}, or choose another folder."
+                raise CheckpointError(f"{path} holds a run of {steps[-1]} updates, expected a new folder. {remedy}")
+            return
+        checkpoint, skipped = self.store.newest()
+        for line in skipped:
+            print(f"Skipped: {line}")
+        if checkpoint is None:
+            if steps:
+                raise CheckpointError(f"{path}: none of the checkpoints {steps} is intact. Start in another folder.")
+            print(f"Nothing to resume in {path}: starting from the beginning.")
+            return
+        self._check(checkpoint.path, checkpoint.info["run"])
+        groups: dict[str, dict[str, Any]] = {"train": {}, "record": {}}
+        for name, tensor in checkpoint.tensors.items():
+            group, _, key = name.partition(".")
+            groups[group][key] = tensor
+        self.state.load_state_dict(groups["train"])
+        self.record.load(groups["record"], checkpoint.info["record"])
+        self.folder.rows = list(checkpoint.info["rows"])
+        print(f"Resuming after update {checkpoint.step}: {checkpoint.path}")
+
+    def _check(self, path: Path, saved: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another run."""
+        if self.cfg.resume_changed:
+            return
+        before, now = saved["settings"], self._settings
+        changed = [
+            f"{name}: {before.get(name, 'not there')} then, {now.get(name, 'not there')} now"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name, self) != now.get(name, self)
+        ]
+        if saved["data"] != self._data:
+            changed.append("the data: other contents now")
+        if changed:
+            raise CheckpointError(
+                f"{path} belongs to a run with other settings or data: {'; '.join(changed)}. "
+                "Take the settings of then, start a run of its own, or pass resume_changed=true to go on all the same."
+            )
+
+
+def resume_command(folder: RunFolder) -> str:
+    """What to type to go on with the run in ``folder``."""
+    return shlex.join(["python", sys.argv[0], f"resume={folder.path}"])
+
+
+def _fixed_settings(cfg: ExperimentSettings) -> dict[str, Any]:
+    """All settings but the free ones, by their dotted names, as JSON gives them back."""
+    flat: dict[str, Any] = {}
+
+    def flatten(values: dict[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            name = f"{prefix}{key}"
+            if name in FREE:
+                continue
+            if isinstance(value, dict) and value:
+                flatten(value, f"{name}.")
+            else:
+                flat[name] = value
+
+    flatten(json.loads(json.dumps(asdict(cfg))), "")
+    return flat
