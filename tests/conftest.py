@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import json
 import os
+import time
+from pathlib import Path
 
 import pytest
 import torch
+
+LONG_RESULTS = Path(__file__).parent / "long_results.json"
 
 # several workers share the cores: one thread each (also for processes that tests start)
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -20,6 +25,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = [item for item in items if (item in long) == config.getoption("--long")]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
     items[:] = chosen
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what the counted trials found in ``tests/long_results.json``."""
+    if "long" not in report.keywords or report.when != "call":
+        return
+    results = json.loads(LONG_RESULTS.read_text()) if LONG_RESULTS.exists() else {}
+    entry = {"outcome": report.outcome, "seconds": round(report.duration), **dict(report.user_properties)}
+    results[report.nodeid] = {**entry, "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__}
+    LONG_RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=2) + "\n")
 
 
 @pytest.fixture(autouse=True)

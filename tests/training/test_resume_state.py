@@ -60,14 +60,15 @@ def test_resumed_runs_end_bit_identical(name, order):
 
 
 @pytest.mark.long
-def test_resume_from_every_update_of_every_loss_and_solver():
+def test_resume_from_every_update_of_every_loss_and_solver(record_property):
     """600 of 600: three losses, four solvers, fifty moments."""
-    failed = []
+    failed, total = [], 0
     for name, solver in itertools.product(LOSSES, SOLVERS):
         ends = run_and_resume(name, solver, range(1, UPDATES + 1))
-        assert len(ends) == UPDATES
+        total += len(ends)
         failed += [(name, solver, moment, names) for moment, names in ends.items() if names]
-    assert not failed
+    record_property("found", f"{total - len(failed)} of {total} bit-identical")
+    assert total == 600 and not failed
 
 
 @pytest.mark.parametrize(
