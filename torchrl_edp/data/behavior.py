@@ -72,7 +72,7 @@ class BehaviorPolicy(nn.Module):
 def list_behaviors(folder: Path | None = None) -> dict[str, list[str]]:
     """Levels of the stored policies by task, e.g. ``{"hopper": ["expert", "medium"]}``."""
     tasks: dict[str, list[str]] = {}
-    for path in sorted((folder or BEHAVIOR_DIR).glob("*-*.safetensors")):
+    for path in sorted(Path(folder or BEHAVIOR_DIR).glob("*-*.safetensors")):
         task, level = path.stem.rsplit("-", 1)
         tasks.setdefault(task, []).append(level)
     return tasks
@@ -91,10 +91,10 @@ def load_behavior(task: str, level: str, folder: Path | None = None) -> Behavior
             exists.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     stem = f"{task}-{level}"
-    folder = folder or BEHAVIOR_DIR
+    folder = Path(folder or BEHAVIOR_DIR)
     if level not in list_behaviors(folder).get(task, []):
         existing = [f"{t}-{n}" for t, levels in list_behaviors(folder).items() for n in levels]
         remedy = "Choose one of these, or train one with examples/train_behavior.py."
@@ -103,12 +103,16 @@ def load_behavior(task: str, level: str, folder: Path | None = None) -> Behavior
         card = json.loads((folder / f"{stem}.json").read_text())
         if card["scale_mapping"] != SCALE_MAPPING:
             raise ValueError(f"the card's scale_mapping is not the known {SCALE_MAPPING!r}")
-        weights = load_file(folder / f"{stem}.safetensors")
+        if not isinstance(card["env_id"], str):
+            raise ValueError("the card's env_id is no string")
+        weights = load((folder / f"{stem}.safetensors").read_bytes())
+        if not all(value.isfinite().all() for value in weights.values()):
+            raise ValueError("weights with NaN or infinity")
         hidden = tuple(card["hidden_sizes"])
         sizes = weights["0.weight"].shape[1], len(weights[f"{2 * len(hidden)}.bias"]) // 2
         policy = BehaviorPolicy(*sizes, hidden, card)
         policy.layers.load_state_dict(weights)
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         remedy = "Restore both files from the package, or train the policy again."
         raise problem(f"behaviour policy {stem}", "weights and a card that fit", repr(error), remedy) from error
     return policy.requires_grad_(False).eval()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from tensordict import NestedKey, TensorDictBase
 
 
 class DatasetError(ValueError):
@@ -18,31 +20,50 @@ def problem(field: str, expected: str, got: str, remedy: str, index: int | None 
     return DatasetError(f"{field}: expected {expected}, got {got}{where}. {remedy}")
 
 
-def _to_numpy(field: str, value: Any) -> np.ndarray:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+def require_keys(transitions: TensorDictBase, keys: Sequence[NestedKey]) -> None:
+    """``transitions`` is a TensorDict and has every key."""
+    if not isinstance(transitions, TensorDictBase):
+        got = type(transitions).__name__
+        remedy = "Give `.transitions` of a data set, or build one with from_arrays."
+        raise problem("transitions", "a TensorDict", got, remedy)
+    missing = [key for key in keys if key not in transitions.keys(True)]
+    if missing:
+        remedy = "Use from_arrays or load_dataset."
+        raise problem("transitions", f"the keys {list(keys)}", f"none of {missing}", remedy)
+
+
+def _to_floats(field: str, value: Any, kinds: str = "fiu") -> np.ndarray:
+    """``value`` as a float32 array of any rank; ``kinds`` are NumPy's letters of the types to accept."""
     try:
-        return np.asarray(value)
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+            value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        array = np.asarray(value)
     except ValueError as error:
-        raise problem(
-            field, "a rectangular array", f"rows of different shapes ({error})", "Pad or split them."
-        ) from error
+        got = f"rows of different shapes ({error})"
+        raise problem(field, "a rectangular array", got, "Pad or split them.") from error
+    except (TypeError, RuntimeError) as error:  # sparse and meta tensors, lists of tensors with gradients
+        got = f"{type(value).__name__} ({error})"
+        raise problem(field, "a dense array or tensor", got, "Convert it to a NumPy array.") from error
+    if array.dtype.kind not in kinds:
+        got = f"dtype {array.dtype}" if array.ndim else f"one {type(value).__name__}"
+        raise problem(field, "numbers", got, "Give an array of float32.")
+    if np.ma.is_masked(value):
+        raise problem(field, "numbers", "masked entries", "Remove their episodes, or fill them.")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
-def as_floats(field: str, value: Any, rank: int) -> np.ndarray:
+def as_floats(field: str, value: Any, rank: int, kinds: str = "fiu") -> np.ndarray:
     """``value`` as a finite float32 array of the given rank (rank 1 may come as a column ``[N, 1]``)."""
-    array = _to_numpy(field, value)
-    if array.dtype.kind not in "fiub":
-        raise problem(field, "numbers", f"dtype {array.dtype}", "Convert the array to float32.")
+    array = _to_floats(field, value, kinds)
     if rank == 1 and array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != rank:
-        shape = "[N]" if rank == 1 else "[N, size]"
-        remedy = "Use reshape(-1, 1) for one-dimensional quantities." if array.ndim < rank else "Flatten each row."
+        shape, remedy = ("[N]", "Give one number per row.") if rank == 1 else ("[N, size]", "Flatten each row.")
+        if array.ndim < rank:
+            remedy = "Use reshape(-1, 1) for one-dimensional quantities."
         raise problem(field, f"shape {shape}", f"shape {list(array.shape)}", remedy)
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
     finite = np.isfinite(array)
     if not finite.all():
         index = int(np.argmin(finite.reshape(len(array), -1).all(1)))
@@ -54,7 +75,7 @@ def as_floats(field: str, value: Any, rank: int) -> np.ndarray:
 
 def as_flags(field: str, value: Any) -> np.ndarray:
     """``value`` as a boolean array ``[N]``; numbers are accepted where they are all 0 or 1."""
-    array = as_floats(field, value, 1)
+    array = as_floats(field, value, 1, kinds="fiub")
     bad = (array != 0) & (array != 1)
     if bad.any():
         index = int(np.argmax(bad))
@@ -76,11 +97,15 @@ def check_lengths(expected: int, **fields: np.ndarray) -> None:
             raise problem(field, f"{expected} rows as in observations", f"{len(array)} rows", remedy)
 
 
-def as_bounds(low: Any, high: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Action bounds as finite float32 arrays ``[A]`` with low < high; scalars hold for every dimension."""
+def as_bounds(low: Any, high: Any, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Action bounds as finite float32 arrays ``[A]`` with low < high; scalars hold for every dimension.
+
+    ``size``: A; default: the length of ``low``.
+    """
     bounds = []
     for field, value in (("action_low", low), ("action_high", high)):
-        array = _to_numpy(field, value).astype(np.float32)
+        array = _to_floats(field, value)
+        size = size or max(1, array.size)
         if array.shape not in ((), (1,), (size,)):
             raise problem(
                 field,
@@ -98,7 +123,7 @@ def as_bounds(low: Any, high: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def check_actions(actions: np.ndarray, low: np.ndarray, high: np.ndarray, clip: bool) -> np.ndarray:
     """Actions inside their bounds. Up to 1e-4 of the range beyond is rounding; more needs ``clip``."""
-    slack = 0 if clip else 1e-4 * (high - low)
+    slack = 1e-4 * (high.astype(np.float64) - low)  # float64: the range may exceed float32's
     outside = ((actions < low - slack) | (actions > high + slack)).any(1)
     if outside.any() and not clip:
         i = int(np.argmax(outside))

@@ -121,6 +121,11 @@ def build_dataset(
     done = terminations | truncations
     ends = np.flatnonzero(done)
     starts = np.concatenate([[0], ends[:-1] + 1])
+    returns = np.add.reduceat(rewards.astype(np.float64), starts)
+    largest = int(np.abs(returns).argmax())
+    if abs(returns[largest]) > np.finfo(np.float32).max:
+        expected, got = "returns below float32's 3.4e38", f"{returns[largest]:.3g} in an episode"
+        raise problem("rewards", expected, got, "Scale the rewards.", int(starts[largest]))
     column = {"reward": rewards, "done": done, "terminated": terminations, "truncated": truncations}
     following = {"observation": torch.from_numpy(next_observations)}
     following |= {key: torch.from_numpy(value)[:, None] for key, value in column.items()}
@@ -130,7 +135,7 @@ def build_dataset(
         transitions=transitions,
         action_low=torch.from_numpy(low),
         action_high=torch.from_numpy(high),
-        episode_returns=torch.from_numpy(np.add.reduceat(rewards.astype(np.float64), starts)).float(),
+        episode_returns=torch.from_numpy(returns).float(),
         episode_lengths=torch.from_numpy(ends - starts + 1),
         **about,
     )
@@ -154,7 +159,8 @@ def from_arrays(
 
     Without ``next_observations`` the next observation is the following row of the same episode. The last row
     of a truncated episode then has none and is dropped (the row before it becomes the truncated one); the
-    last row of a terminated episode stays, with its own observation as a stand-in that no target reads. With
+    last row of a terminated episode stays, with its own observation as a stand-in that no target reads. A row
+    with both flags (Gymnasium allows it) counts as terminated. With
     ``next_observations`` nothing is dropped, and rows must follow each other inside an episode. Data that
     break off unflagged count as truncated there.
 
@@ -170,8 +176,8 @@ def from_arrays(
         action_low: a number or ``[A]``.
         action_high: a number or ``[A]``.
         clip_actions: clip actions to the bounds where they leave them, instead of refusing.
-        allow_continuing: accept truncated rows whose next observation is the next episode's first, which
-            otherwise counts as a leak; right where a stream was cut without a reset.
+        allow_continuing: accept truncated rows whose next observation is the next episode's first (for the last
+            row: the first of all), which otherwise counts as a leak; right where a stream was cut without a reset.
         about: ``dataset_id``, ``env_id``, ``reference``, ``max_episode_steps``, ... of
             :class:`OfflineDataset`.
 
@@ -233,13 +239,16 @@ def _check_next_observations(arrays: dict[str, np.ndarray], allow_continuing: bo
     if observations.shape != following.shape:
         expected, got = f"shape {list(observations.shape)} as observations", f"shape {list(following.shape)}"
         raise problem("next_observations", expected, got, "Use the same entries in both.")
-    same = np.isclose(following[:-1], observations[1:], rtol=1e-5, atol=1e-6).all(1)
+    # The last row, too, must not reach into an episode: next_observations made by np.roll do.
+    same = np.isclose(following, np.roll(observations, -1, axis=0), rtol=1e-5, atol=1e-6).all(1)
     if "truncations" not in arrays:
-        truncated = np.append(~same & ~terminated[:-1], not terminated[-1])
+        truncated = ~same & ~terminated
+        truncated[-1] = not terminated[-1]
         return {**arrays, "truncations": truncated}
     _require_end_flags(arrays)
     truncated = arrays["truncations"].copy()
-    broken = ~same & ~(terminated | truncated)[:-1]
+    truncated[-1] |= not terminated[-1]
+    broken = ~same & ~(terminated | truncated)
     if broken.any():
         i = int(np.argmax(broken))
         remedy = (
@@ -247,7 +256,7 @@ def _check_next_observations(arrays: dict[str, np.ndarray], allow_continuing: bo
             "pass truncations=None to have episodes end wherever the rows do not follow."
         )
         raise problem("next_observations", f"the observation of row {i + 1}, same episode", "another", remedy, i)
-    leak = same & (truncated & ~terminated)[:-1]
+    leak = same & truncated & ~terminated
     if leak.any() and not allow_continuing:
         i = int(np.argmax(leak))
         expected = "the truncated episode's own last observation"
@@ -255,6 +264,5 @@ def _check_next_observations(arrays: dict[str, np.ndarray], allow_continuing: bo
             "Use the final observation of before the reset; leave next_observations out to drop these rows; "
             "or pass allow_continuing=True if nothing was reset."
         )
-        raise problem("next_observations", expected, "the next episode's first", remedy, i)
-    truncated[-1] |= not terminated[-1]
+        raise problem("next_observations", expected, "the first observation of an episode", remedy, i)
     return {**arrays, "truncations": truncated}

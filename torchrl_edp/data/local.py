@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def make_local_dataset(
         behavior_dir: other behaviour policies than the package's.
 
     Raises:
-        DatasetError: for unknown ids, or where a behaviour policy is missing.
+        DatasetError: for unknown ids, where a behaviour policy is missing or does not fit, where its roll-outs
+            are not valid data, or where they cannot be written.
 
     Examples:
         >>> from torchrl_edp.data import make_local_dataset
@@ -73,24 +75,29 @@ def make_local_dataset(
     from minari.storage import get_dataset_path
 
     task, level = _parse(dataset_id, behavior_dir)
-    if num_steps < 1:
-        raise problem("num_steps", "at least 1", str(num_steps), "Give the number of transitions to make.")
+    for name, value, least in (("num_steps", num_steps, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise problem(name, f"a whole number, at least {least}", repr(value), f"Give {name} as an int.")
     policies = {part: load_behavior(task, part, behavior_dir) for part in LEVELS[level]}
     recipe = {
-        "num_steps": num_steps,
-        "seed": seed,
+        "num_steps": int(num_steps),
+        "seed": int(seed),
         "policies": {part: policy.fingerprint() for part, policy in policies.items()},
     }
     if (num_steps, seed) != (NUM_STEPS, 0):
         dataset_id = f"local/{task}/{level}-n{num_steps}-s{seed}-v0"
-    target = get_dataset_path(dataset_id)
-    if force or not _is_current(target, recipe):
-        _make(dataset_id, target, policies, recipe, progress)
+    try:
+        target = get_dataset_path(dataset_id)
+        if force or not _is_current(target, recipe):
+            return _make(dataset_id, target, policies, recipe, progress)
+    except OSError as error:
+        remedy = "Make room there, or have MINARI_DATASETS_PATH name a folder that you may write to."
+        raise problem(dataset_id, "a place to write the set to", f"{error!r}", remedy) from error
     return load_minari(dataset_id, download=False)
 
 
 def _parse(dataset_id: str, behavior_dir: Path | None) -> tuple[str, str]:
-    match = re.fullmatch(r"local/(\w+)/([\w-]+?)-v0", dataset_id)
+    match = re.fullmatch(r"local/(\w+)/([\w-]+?)-v0", str(dataset_id))
     if not match or match[2] not in LEVELS or dataset_id not in list_local_counterparts(behavior_dir):
         existing = list_local_counterparts(behavior_dir)
         remedy = "Choose one of these, or train the missing behaviour policy with examples/train_behavior.py."
@@ -105,17 +112,20 @@ def _is_current(target: Path, recipe: dict[str, Any]) -> bool:
         return False
     try:
         stored = MinariStorage.read_raw_metadata(target / "data").get("local_counterpart", {})
-    except ValueError:
-        stored = {}
-    if recipe.items() <= stored.items():
-        return True
-    warnings.warn(f"{target} was made by other behaviour policies than today's: making it again.", stacklevel=4)
+        if recipe.items() <= stored.items():
+            return True
+    except (ValueError, AttributeError):  # no metadata, or not what this library writes
+        pass
+    warnings.warn(
+        f"{target} is damaged or was made by other behaviour policies than today's: making it again.", stacklevel=4
+    )
     return False
 
 
 def _make(
     dataset_id: str, target: Path, policies: dict[str, BehaviorPolicy], recipe: dict[str, Any], progress: bool
-) -> None:
+) -> OfflineDataset:
+    """Roll out, write beside the target, load (which checks everything), and only then rename."""
     from tqdm import tqdm
 
     total = recipe["num_steps"] * len(policies)
@@ -126,12 +136,15 @@ def _make(
         }
     recipe = {**recipe, "episodes": {part: len(episodes) for part, episodes in parts.items()}}
     policy = next(iter(policies.values()))
+    episodes = [episode for part in parts.values() for episode in part]
     with _staging(target) as root:
-        _write(dataset_id, [e for episodes in parts.values() for e in episodes], policy.card["env_id"], recipe)
+        _write(dataset_id, episodes, policy.card["env_id"], recipe)
+        data = load_minari(root / dataset_id)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             target.rename(root / "replaced")
         (root / dataset_id).rename(target)
+    return data
 
 
 @contextmanager
@@ -168,10 +181,8 @@ def collect_episodes(policy: BehaviorPolicy, num_steps: int, seed: list[int], ba
     every episode that starts is finished and kept, so that each kept one is a fresh draw (Wald). Keeping
     those that *end* first would favour short ones; cutting at ``num_steps`` would leave an episode half.
     """
-    import gymnasium
-
     count = min(NUM_ENVS, num_steps)
-    envs = [gymnasium.make(policy.card["env_id"], disable_env_checker=True) for _ in range(count)]
+    envs = _make_envs(policy, count)
     *env_seeds, policy_seed = np.random.SeedSequence(seed).generate_state(count + 1).tolist()
     resets: list[dict[str, Any]] = [{"seed": s} for s in env_seeds]  # seeded once; later episodes go on from there
     generator = torch.Generator().manual_seed(policy_seed)
@@ -207,6 +218,23 @@ def collect_episodes(policy: BehaviorPolicy, num_steps: int, seed: list[int], ba
     for env in envs:
         env.close()
     return episodes
+
+
+def _make_envs(policy: BehaviorPolicy, count: int) -> list[Any]:
+    """The policy's environments; it must fit their spaces."""
+    import gymnasium
+
+    try:
+        envs = [gymnasium.make(policy.card["env_id"], disable_env_checker=True) for _ in range(count)]
+    except (gymnasium.error.Error, ImportError) as error:
+        got, remedy = f"{policy.card['env_id']!r} ({error!r})", "Install or register it; the policy's card names it."
+        raise problem("env_id", "an environment that Gymnasium can make", got, remedy) from error
+    linear = [layer for layer in policy.layers if isinstance(layer, torch.nn.Linear)]
+    expected = f"spaces of shape ({linear[0].in_features},) and ({linear[-1].out_features // 2},)"
+    got = f"{envs[0].observation_space.shape} and {envs[0].action_space.shape}"
+    if expected != f"spaces of shape {got}":
+        raise problem(f"environment {policy.card['env_id']}", expected, got, "Train a policy for this environment.")
+    return envs
 
 
 def _write(dataset_id: str, episodes: list[Episode], env_id: str, recipe: dict[str, Any]) -> None:

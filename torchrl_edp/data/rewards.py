@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_edp.data.checks import problem
+from torchrl_edp.data.checks import problem, require_keys
 from torchrl_edp.data.dataset import OfflineDataset
 
 Data = TypeVar("Data", OfflineDataset, TensorDictBase)
@@ -20,7 +20,7 @@ def _min_max(reward: Tensor, done: Tensor) -> Tensor:
     low, high = reward.min(), reward.max()
     if low == high:
         raise problem("rewards", "at least two different values", f"{low.item()} only", "Use the rule 'raw'.")
-    return 2 * (reward - low) / (high - low) - 1
+    return (2 * (reward.double() - low) / (high.double() - low) - 1).float()
 
 
 def _return_range(reward: Tensor, done: Tensor) -> Tensor:
@@ -56,8 +56,8 @@ def apply_reward_rule(name: str, data: Data) -> Data:
             so that scores do not depend on the rule.
 
     Raises:
-        DatasetError: for an unknown rule, or where rewards (or returns) are all equal and the rule divides by
-            their range.
+        DatasetError: for an unknown rule, where there are no rewards or the results are not finite, or where
+            rewards (or returns) are all equal and the rule divides by their range.
 
     Source: the released code of https://arxiv.org/abs/2305.20081; https://arxiv.org/abs/2110.06169 for IQL's
     rules.
@@ -69,9 +69,16 @@ def apply_reward_rule(name: str, data: Data) -> Data:
         >>> apply_reward_rule("antmaze_iql", data).transitions["next", "reward"].flatten().tolist()
         [-1.0, 0.0, -1.0]
     """
-    if name not in REWARD_RULES:
+    if name not in list(REWARD_RULES):
         raise problem("reward rule", f"one of {list(REWARD_RULES)}", repr(name), "Choose one of these.")
     if isinstance(data, OfflineDataset):
         return replace(data, transitions=apply_reward_rule(name, data.transitions))
+    require_keys(data, (("next", "reward"), ("next", "done")))
+    if not data["next", "reward"].numel():
+        raise problem("transitions", "at least one", "none", "Check the filter before this call.")
     reward = REWARD_RULES[name](data["next", "reward"], data["next", "done"])
+    if not (finite := reward.isfinite().flatten()).all():
+        i = int(finite.int().argmin())
+        got = f"{reward.flatten()[i].item()} from {data['next', 'reward'].flatten()[i].item()}"
+        raise problem(f"rewards after the rule {name!r}", "finite numbers", got, "Repair or scale the rewards.", i)
     return data.clone(recurse=False).set(("next", "reward"), reward)

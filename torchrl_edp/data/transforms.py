@@ -33,9 +33,7 @@ class ActionScaler(nn.Module):
 
     def __init__(self, low: Any, high: Any) -> None:
         super().__init__()
-        low = torch.as_tensor(low, dtype=torch.float32).reshape(-1)
-        array_low, array_high = as_bounds(low, high, len(low))
-        low, high = torch.from_numpy(array_low).double(), torch.from_numpy(array_high).double()
+        low, high = (torch.from_numpy(bound).double() for bound in as_bounds(low, high))
         self.register_buffer("center", ((high + low) / 2).float())
         self.register_buffer("half_range", ((high - low) / 2).float())
 
@@ -77,7 +75,12 @@ class ObservationNormalizer(nn.Module):
         if not good.all():
             i = int(good.int().argmin())
             got = f"loc {self.loc[i].item()}, scale {self.scale[i].item()}"
-            raise problem(f"loc and scale of entry {i}", "finite numbers, scale > 0", got, "Use from_data.")
+            raise problem(
+                f"loc and scale of entry {i}",
+                "finite numbers, scale > 0",
+                got,
+                "Check the observations they come from.",
+            )
 
     @classmethod
     def from_data(cls, observations: Tensor, eps: float = 1e-3) -> ObservationNormalizer:
@@ -85,7 +88,18 @@ class ObservationNormalizer(nn.Module):
 
         A column that never changes in the data is shifted but not scaled: dividing by ``eps`` alone would
         blow up the first deviation that the policy meets.
+
+        Raises:
+            DatasetError: where there are no rows, or they are not finite, or ``eps`` is negative.
         """
+        if not isinstance(observations, Tensor) or observations.ndim != 2 or not len(observations):
+            got = f"shape {list(observations.shape)}" if isinstance(observations, Tensor) else repr(type(observations))
+            raise problem("observations", "a tensor [N, O], N > 0", got, "Give transitions['observation'].")
+        if not (finite := observations.isfinite().all(1)).all():
+            remedy = "Repair the row, or remove its episode."
+            raise problem("observations", "finite numbers", "NaN or infinity", remedy, int(finite.int().argmin()))
+        if not eps >= 0:
+            raise problem("eps", "a number >= 0", str(eps), "Leave it out: the default is 1e-3.")
         values = observations.double()
         loc, std = values.mean(0), values.std(0, correction=0)
         constant = std <= 1e-6 * loc.abs().clamp_min(1)
