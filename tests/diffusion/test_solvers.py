@@ -189,6 +189,15 @@ def test_bad_arguments_are_refused(solver, options, message):
         solver(noise_model, torch.zeros(1, SIZE, dtype=torch.float64), NoiseSchedule(50), **options)
 
 
+def test_one_diffusion_step():
+    schedule, noise = NoiseSchedule(1, "vp"), torch.ones(1, SIZE, dtype=torch.float64)
+    for solver in (ddim, ddpm):
+        assert solver(noise_model, noise, schedule, num_calls=1).isfinite().all()
+    for solver in (dpm_solver, dpm_solver_pp):
+        with pytest.raises(ValueError, match="K = 1 leaves nothing to solve .*: choose ddim, ddpm or more steps"):
+            solver(noise_model, noise, schedule)
+
+
 @pytest.mark.parametrize(("name", "options"), [("dpm_solver", {"spacing": "log_snr"}), ("ddim", {"eta": 0.5})])
 def test_a_solver_compiles_to_one_graph(name, options):
     weight, schedule = torch.randn(SIZE, SIZE), NoiseSchedule(50)

@@ -125,6 +125,17 @@ def test_bounds_of_other_specs():
         ({"solver": "euler"}, r"Unknown solver 'euler': choose one of \['ddim'"),
         ({"prediction": "score"}, "must be 'noise' or 'velocity', got 'score'"),
         ({"network": nn.Identity()}, "action size is unknown"),
+        ({"action_size": 5}, r"same everywhere, got {'action_size': 5, 'noise_network': 2}"),
+        ({"spec": Bounded(-1, 1, (3,))}, r"same everywhere, got {'spec': 3, 'noise_network': 2}"),
+        ({"network": nn.Identity(), "action_size": 0}, r"action_size must lie in \[1, inf\), got 0"),
+        ({"spec": Bounded(torch.tensor([-1.0, 1.0]), torch.tensor([1.0, 0.0]))}, "low bound is higher than the high"),
+        ({"initial_noise_scale": 1.1}, r"initial_noise_scale must lie in \[0, 1\], got 1.1"),
+        ({"policy_scale": 0.0}, r"policy_scale must lie in \(0, inf\), got 0.0"),
+        ({"solver": "ddpm", "num_calls": 4}, "expected num_calls=50, got 4"),
+        (
+            {"solver_kwargs": {"eta": 1.0}},
+            "'dpm_solver' has no option 'eta': choose from .'order', 'spacing', 'end_time'",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(options, message):

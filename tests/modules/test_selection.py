@@ -210,6 +210,7 @@ def test_dispatch():
     [
         ({"num_action_samples": 0}, "num_action_samples must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0: use mode='argmax'"),
+        ({"temperature": float("nan")}, "temperature must be positive, got nan"),
         ({"mode": "best"}, "mode must be 'sample' or 'argmax', got 'best'"),
     ],
 )

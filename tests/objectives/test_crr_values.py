@@ -145,7 +145,7 @@ def test_the_critics_loss_is_that_of_td3(solver, aggregation):
     [
         ({"weight_function": "relu"}, "weight_function must be one of"),
         ({"baseline": "median"}, "baseline must be one of"),
-        ({"num_action_samples": 0}, "num_action_samples must be at least 1"),
+        ({"num_action_samples": 0}, r"num_action_samples must lie in \[1, inf\), got 0"),
         ({"num_backup_actions": 1, "backup_top_k": 2}, "backup_top_k must lie in"),
         ({"likelihood": "nll"}, "likelihood must be one of"),
         ({"weight_normalization": "sum"}, "weight_normalization must be one of"),

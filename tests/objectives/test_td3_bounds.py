@@ -49,8 +49,10 @@ def test_forms_of_the_same_bounds(given, dtype):
         ({"bounds": (1.0, -1.0)}, "higher than"),
         ({"bounds": (HIGH, LOW)}, "higher than"),
         ({"bounds": (LOW, HIGH - torch.tensor([0.0, 1.0]))}, "higher than"),
+        ({"bounds": (float("nan"), 1.0)}, "higher than"),
+        ({"bounds": (-torch.ones(3), torch.ones(3))}, r"two numbers or two tensors \[2\]"),
     ],
-    ids=["both", "unbounded", "floats", "tensors", "one dimension"],
+    ids=["both", "unbounded", "floats", "tensors", "one dimension", "no number", "other size"],
 )
 def test_bounds_that_are_refused(given, message):
     with pytest.raises(ValueError, match=message):

@@ -281,8 +281,8 @@ def test_the_qvalue_loss_equals_torchrls_td3_bc(loss_function):
         ({"qvalue_aggregation": "max"}, "qvalue_aggregation must be"),
         ({"guidance_start": "prior"}, "guidance_start must be one of"),
         ({"guidance_start": "noise", "guidance_steps": (0, 9)}, "guidance_steps must be None"),
-        ({"approximation_steps": 0}, "approximation_steps must be at least 1"),
-        ({"guidance_steps": (0, K)}, "guidance_steps must satisfy"),
+        ({"approximation_steps": 0}, rf"approximation_steps must lie in \[1, {K}\], got 0"),
+        ({"guidance_steps": (0, K)}, r"guidance_steps must be None or \(first, last\) and satisfy"),
     ],
     ids=str,
 )

@@ -4,6 +4,7 @@
 brings those groups along, which would stand beside every example's settings.
 """
 
+from torchrl_edp.configs.checks import check_settings
 from torchrl_edp.configs.cli import check_overrides, launch, start
 from torchrl_edp.configs.experiments import EXPERIMENTS, EDPCRRConfig, EDPIQLConfig, EDPTD3Config
 from torchrl_edp.configs.presets import apply_preset, domain_of, preset_values
@@ -15,6 +16,7 @@ __all__ = [
     "EDPTD3Config",
     "apply_preset",
     "check_overrides",
+    "check_settings",
     "domain_of",
     "launch",
     "preset_values",

@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from torchrl_edp.configs.checks import check_settings
 from torchrl_edp.configs.experiments import EXPERIMENTS
 from torchrl_edp.configs.presets import PRESETS, apply_preset
 from torchrl_edp.configs.resume import resume_overrides
@@ -59,11 +60,16 @@ def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
 
 
 def start(config: DictConfig) -> tuple[ExperimentSettings, RunFolder]:
-    """Settings and folder of the Hydra job that is running: its preset applied, its seed set, its config written."""
+    """Settings and folder of the Hydra job that is running: its preset applied, its seed set, its config written.
+
+    Raises:
+        SystemExit: if the settings cannot work; see :func:`check_settings`.
+    """
     job = HydraConfig.get()
     name = str(job.job.config_name)
     config = apply_preset(config, name, job.overrides.task)
     cfg: Any = OmegaConf.to_object(config)
+    check_settings(cfg)
     overrides = list(job.overrides.task)
     folder = RunFolder(job.runtime.output_dir, backend=cfg.logger.backend, name=name, overrides=overrides)
     OmegaConf.save(config, folder.path / "config.yaml")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 from torchrl_edp.configs.signature import loss_fields
 from torchrl_edp.objectives import EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
+from torchrl_edp.objectives.common import EDPLoss
 from torchrl_edp.training.settings import ExperimentSettings
 
 # Arguments that a script sets itself, or that concern other pipelines than its own.
@@ -34,6 +36,11 @@ def _loss_settings(loss: type) -> type:
 EDPIQLLossSettings = _loss_settings(EDPIQLLoss)
 EDPTD3LossSettings = _loss_settings(EDPTD3Loss)
 EDPCRRLossSettings = _loss_settings(EDPCRRLoss)
+LOSSES: dict[type, Callable[..., EDPLoss]] = {
+    EDPIQLLossSettings: EDPIQLLoss,
+    EDPTD3LossSettings: EDPTD3Loss,
+    EDPCRRLossSettings: EDPCRRLoss,
+}
 
 
 @dataclass

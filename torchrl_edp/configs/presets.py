@@ -17,6 +17,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from torchrl_edp.training.settings import ExperimentSettings
+
 PRESETS = ("default", "paper", "reference", "reference-dpm")
 DOMAINS = {
     "antmaze": ("antmaze",),
@@ -205,7 +207,8 @@ def preset_values(preset: str, experiment: str, dataset: str) -> dict[str, Any]:
 def apply_preset(config: DictConfig, experiment: str, overrides: Sequence[str] = ()) -> DictConfig:
     """A copy of ``config`` with the values of its preset, and over them those of ``overrides``, as Hydra reads them.
 
-    A preset's ``diffusion.solver_kwargs`` and ``num_calls`` belong to its solver: with another one they are dropped.
+    A preset's ``diffusion.solver_kwargs`` and ``num_calls`` belong to its solver: with another one they are dropped,
+    and so are those of the defaults.
 
     Examples:
         >>> from torchrl_edp.configs import EDPIQLConfig
@@ -215,14 +218,13 @@ def apply_preset(config: DictConfig, experiment: str, overrides: Sequence[str] =
         ({'order': 2, 'spacing': 'time'}, 1000)
     """
     values = preset_values(config.preset, experiment, config.dataset)
-    if not values:
-        return config
-    config = config.copy()
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     chosen = {override.key_or_group: override for override in parsed}
-    if config.diffusion.solver != values["diffusion.solver"] and "diffusion.solver" in chosen:
+    solver = values.get("diffusion.solver", ExperimentSettings().diffusion.solver)
+    if config.diffusion.solver != solver and "diffusion.solver" in chosen:
         calls = None if config.diffusion.solver == "ddpm" else 15
         values |= {"diffusion.solver_kwargs": {}, "diffusion.num_calls": calls}
+    config = config.copy()
     for key, value in values.items():
         OmegaConf.update(config, key, value, merge=False)
     for key, override in chosen.items():

@@ -1,5 +1,6 @@
 """The mathematics of diffusion policies: noise schedules, the forward process and samplers. Imports torch only."""
 
+from torchrl_edp.diffusion.checks import check_interval, check_solver
 from torchrl_edp.diffusion.partial import ddim_from_step
 from torchrl_edp.diffusion.process import Bounds, add_noise, approximate_action, clip, posterior
 from torchrl_edp.diffusion.schedule import NoiseSchedule
@@ -11,6 +12,8 @@ __all__ = [
     "NoiseSchedule",
     "add_noise",
     "approximate_action",
+    "check_interval",
+    "check_solver",
     "clip",
     "ddim",
     "ddim_from_step",

@@ -124,6 +124,16 @@ def check_variance(variance: str) -> None:
         raise ValueError(f"variance must be one of {get_args(Variance)}, got {variance!r}.")
 
 
+def check_bounds(bounds: Bounds, action_size: int) -> None:
+    """Refuse bounds whose low exceeds their high, or that are neither two numbers nor two tensors [A]."""
+    low, high = map(torch.as_tensor, bounds)
+    for bound in (low, high):
+        if bound.shape not in ((), (action_size,)):
+            raise ValueError(f"Bounds must be two numbers or two tensors [{action_size}], got {bounds}.")
+    if not bool((low <= high.to(low.device)).all()):
+        raise ValueError(f"The low bound is higher than the high bound: {bounds}.")
+
+
 def clip(action: Tensor, bounds: Bounds) -> Tensor:
     """Clip an action [*B, A] to ``(low, high)``: two floats, or two tensors [A] of any precision and device."""
     low, high = bounds

@@ -157,6 +157,8 @@ _VP_MIN, _VP_MAX = 0.1, 10.0
 
 def _linear_betas(num_steps: int) -> Tensor:
     scale = 1000 / num_steps
+    if num_steps == 1:
+        return torch.tensor([0.02 * scale], dtype=torch.float64)  # linspace would take the first value, not the last
     return torch.linspace(1e-4 * scale, 0.02 * scale, num_steps, dtype=torch.float64)
 
 

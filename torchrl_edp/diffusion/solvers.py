@@ -160,7 +160,7 @@ def dpm_solver(  # noqa: D417
 
     Source: Algorithms 1 and 2 of https://arxiv.org/abs/2206.00927, orders planned as in the EDP reference code.
     """
-    times = _times(schedule, num_calls, schedule.end_time if end_time is None else end_time, spacing)
+    times = _times(schedule, num_calls, end_time, spacing)
     if times[-1] <= 0:
         raise ValueError(f"dpm_solver integrates over the log-SNR, infinite at time 0: got end_time={end_time}.")
     action = initial_noise_scale * noise
@@ -200,7 +200,7 @@ def dpm_solver_pp(  # noqa: D417
 
     Source: Algorithm 2 of https://arxiv.org/abs/2211.01095.
     """
-    times = _times(schedule, num_calls, schedule.end_time if end_time is None else end_time, spacing)
+    times = _times(schedule, num_calls, end_time, spacing)
     action = initial_noise_scale * noise
     last_clean, last_width = None, 0.0
     for start, end in zip(times, times[1:], strict=False):
@@ -311,8 +311,12 @@ def _uniform_times(num_calls: int | None, end_time: float) -> list[float]:
     return [1 + (end_time - 1) * i / num_calls for i in range(num_calls + 1)]
 
 
-def _times(schedule: NoiseSchedule, num_calls: int, end_time: float, spacing: Spacing) -> list[float]:
-    """``num_calls + 1`` times from 1 down to ``end_time``."""
+def _times(schedule: NoiseSchedule, num_calls: int, end_time: float | None, spacing: Spacing) -> list[float]:
+    """``num_calls + 1`` times from 1 down to ``end_time``, 1 / K by default."""
+    if end_time is None:
+        if schedule.num_steps == 1:
+            raise ValueError("K = 1 leaves nothing to solve down to time 1 / K: choose ddim, ddpm or more steps.")
+        end_time = schedule.end_time
     times = _uniform_times(num_calls, end_time)
     if spacing not in ("time", "log_snr"):
         raise ValueError(f"spacing must be 'time' or 'log_snr', got {spacing!r}.")

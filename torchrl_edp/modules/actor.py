@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchrl.data import Bounded, Composite, TensorSpec
 from torchrl.modules import SafeModule
 
-from torchrl_edp.diffusion import SOLVERS, Bounds, NoiseSchedule, add_noise, clip
+from torchrl_edp.diffusion import SOLVERS, Bounds, NoiseSchedule, add_noise, check_interval, check_solver, clip
+from torchrl_edp.diffusion.process import check_bounds
 
 Prediction = Literal["noise", "velocity"]
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -49,6 +50,11 @@ class DiffusionSampler(nn.Module):
         super().__init__()
         if prediction not in ("noise", "velocity"):
             raise ValueError(f"prediction must be 'noise' or 'velocity', got {prediction!r}.")
+        check_interval("action_size", action_size, "[1, inf)")
+        check_interval("initial_noise_scale", initial_noise_scale, "[0, 1]")
+        check_interval("policy_scale", policy_scale, "(0, inf)")
+        if bounds is not None:
+            check_bounds(bounds, action_size)
         self.noise_network = noise_network
         self.action_size = action_size
         self.schedule = NoiseSchedule() if schedule is None else schedule
@@ -59,6 +65,7 @@ class DiffusionSampler(nn.Module):
         self.bounds = bounds
         self.initial_noise_scale = initial_noise_scale
         self.policy_scale = policy_scale
+        self.check_options()
 
     @property
     def solver(self) -> str:
@@ -116,11 +123,19 @@ class DiffusionSampler(nn.Module):
             time = (step + 1) / self.schedule.num_steps
             return self.schedule.alpha(time) * output + self.schedule.sigma(time) * noisy_action
 
-        options: dict[str, Any] = {"initial_noise_scale": self.initial_noise_scale, "policy_scale": self.policy_scale}
-        options |= {"num_calls": self.num_calls, "bounds": self.bounds} | self.solver_kwargs | kwargs
+        options = self._options(**kwargs)
         action = SOLVERS[self.solver](model, initial_noise, self.schedule, **options)
         bounds: Bounds | None = options["bounds"]
         return action if bounds is None else clip(action, bounds)
+
+    def check_options(self, **kwargs: Any) -> None:
+        """Refuse what the solver cannot run, such as a number of calls that does not fit it; options as of `sample`."""
+        check_solver(self.solver, self.schedule, **self._options(**kwargs))
+
+    def _options(self, **kwargs: Any) -> dict[str, Any]:
+        """The solver's options: the sampler's own, under ``solver_kwargs``, under ``kwargs``."""
+        options: dict[str, Any] = {"initial_noise_scale": self.initial_noise_scale, "policy_scale": self.policy_scale}
+        return options | {"num_calls": self.num_calls, "bounds": self.bounds} | self.solver_kwargs | kwargs
 
     def _conditioned(self, observation: Tensor, network: Network | None) -> Callable[[Tensor, float], Tensor]:
         """The network's output as a function of noisy action and step, one for all rows."""
@@ -215,15 +230,19 @@ class EDPActor(SafeModule):
         action_spec = spec[out_keys[0]] if isinstance(spec, Composite) else spec
         if spec is not None and not isinstance(spec, Composite):
             spec = Composite({out_keys[0]: spec})
-        if action_size is None and action_spec is not None:
-            action_size = action_spec.shape[-1]
-        if action_size is None:
-            action_size = getattr(noise_network, "action_size", None)
-        if action_size is None:
+        sizes: dict[str, Any] = {
+            "action_size": action_size,
+            "spec": None if action_spec is None else action_spec.shape[-1],
+            "noise_network": getattr(noise_network, "action_size", None),
+        }
+        sizes = {name: size for name, size in sizes.items() if size is not None}
+        if not sizes:
             raise ValueError("The action size is unknown: pass action_size, or spec.")
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"The action size must be the same everywhere, got {sizes}.")
         sampler = DiffusionSampler(
             noise_network,
-            action_size=action_size,
+            action_size=next(iter(sizes.values())),
             schedule=schedule,
             prediction=prediction,
             solver=solver,

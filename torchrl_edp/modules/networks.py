@@ -218,6 +218,8 @@ def _steps(step: float, like: Tensor, shape: Sequence[int]) -> Tensor:
 def _mlp(
     in_size: int, out_size: int, hidden_sizes: Sequence[int], activation: type[nn.Module], layer_norm: bool
 ) -> MLP:
+    if any(width < 1 for width in hidden_sizes):
+        raise ValueError(f"hidden_sizes must be positive widths, got {list(hidden_sizes)}.")
     return MLP(
         in_features=in_size,
         out_features=out_size,

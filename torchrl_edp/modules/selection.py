@@ -65,7 +65,7 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
         super().__init__()
         if num_action_samples < 1:
             raise ValueError(f"num_action_samples must be at least 1, got {num_action_samples}.")
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}: use mode='argmax' for its limit 0.")
         if mode not in ("sample", "argmax"):
             raise ValueError(f"mode must be 'sample' or 'argmax', got {mode!r}.")

@@ -13,7 +13,7 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from torchrl_edp.diffusion import Bounds, add_noise, ddim_from_step
+from torchrl_edp.diffusion import Bounds, add_noise, check_interval, ddim_from_step
 from torchrl_edp.modules import DiffusionSampler, EDPActor, as_edp_actor
 from torchrl_edp.objectives.critics import CriticEnsembleLoss
 from torchrl_edp.objectives.functional import Aggregation, StepTable, StepWeighting, aggregate_qvalues, step_weights
@@ -108,8 +108,11 @@ class EDPLoss(CriticEnsembleLoss):
         check_choice("guidance_start", guidance_start, ("data", "noise"))
         if guidance_start == "noise" and guidance_steps is not None:
             raise ValueError("With guidance_start='noise' guidance has no diffusion step: guidance_steps must be None.")
-        if approximation_steps is not None and approximation_steps < 1:
-            raise ValueError(f"approximation_steps must be at least 1 or None, got {approximation_steps}.")
+        check_choice("loss_function", loss_function, ("l2", "l1", "smooth_l1"))
+        check_choice("reduction", reduction, (None, "mean", "sum", "none"))
+        check_choice("use_prioritized_weights", use_prioritized_weights, ("auto", True, False))
+        check_interval("guidance_weight", guidance_weight, "[0, inf)")
+        check_interval("pessimism", pessimism, "[0, inf)")
         aggregate_qvalues(torch.zeros(1), qvalue_aggregation, pessimism)  # refuses an unknown name now
         self.guidance_weight = guidance_weight
         self.guidance_weighting = guidance_weighting
@@ -132,9 +135,17 @@ class EDPLoss(CriticEnsembleLoss):
         actor = as_edp_actor(actor_network)
         self.delay_actor = delay_actor
         self._bounds: Bounds | None = actor.module.bounds
+        self._check_sampling(actor.module)
         self.convert_to_functional(actor, "actor_network", create_target_params=delay_actor)
         weights = step_weights(actor.module.schedule, self.guidance_weighting, self.guidance_steps)
         self._guidance_table = StepTable(weights)
+
+    def _check_sampling(self, sampler: DiffusionSampler) -> None:
+        """Refuse more approximation steps than there are diffusion steps, and a number that the solver cannot take."""
+        calls = self.approximation_steps
+        if calls is not None:
+            check_interval("approximation_steps", calls, f"[1, {sampler.num_steps}]")
+        sampler.check_options(**({"num_calls": calls} if calls is not None and self.guidance_start == "noise" else {}))
 
     @property
     def _sampler(self) -> DiffusionSampler:

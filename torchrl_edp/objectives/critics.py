@@ -13,6 +13,7 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import ValueEstimators, _vmap_func, dispatch_value_estimator, distance_loss
 from torchrl.objectives.value import ValueEstimatorBase
 
+from torchrl_edp.diffusion import check_interval
 from torchrl_edp.objectives.functional import Aggregation, aggregate_qvalues
 
 
@@ -44,6 +45,7 @@ class CriticEnsembleLoss(LossModule):
         delay_qvalue: bool,
         shared: list[nn.Parameter] | None,
     ) -> None:
+        check_interval("num_qvalue_nets", num_qvalue_nets, "[1, inf)")
         self.num_qvalue_nets = num_qvalue_nets
         self.delay_qvalue = delay_qvalue
         is_list = isinstance(qvalue_network, (list, tuple))
@@ -143,6 +145,9 @@ class CriticEnsembleLoss(LossModule):
 
     def make_value_estimator(self, value_type: ValueEstimators | None = None, **hyperparams: Any) -> CriticEnsembleLoss:
         """Choose the value estimator: TD0 (default), TD1 or TDLambda; ``gamma`` and the like are its arguments."""
+        for name in ("gamma", "lmbda"):
+            if hyperparams.get(name) is not None:
+                check_interval(name, hyperparams[name], "[0, 1]")
         value_type = self.default_value_estimator if value_type is None else value_type
         if isinstance(value_type, ValueEstimatorBase) or (
             isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase)

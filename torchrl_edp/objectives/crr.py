@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.objectives.utils import _GAMMA_LMBDA_DEPREC_ERROR
 
-from torchrl_edp.diffusion import clip
+from torchrl_edp.diffusion import check_interval, clip
 from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, GuidanceStart, check_choice
 from torchrl_edp.objectives.functional import Aggregation, StepWeighting, WeightFunction, WeightNormalization
 from torchrl_edp.objectives.likelihood import Deviation, Likelihood, LikelihoodLoss
@@ -168,11 +168,8 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
         self._set_deprecated_ctor_keys(priority=priority_key)
         check_choice("weight_function", weight_function, get_args(WeightFunction))
         check_choice("baseline", baseline, get_args(Baseline))
-        if num_action_samples < 1 or sample_deviation < 0:
-            raise ValueError(
-                f"num_action_samples must be at least 1 and sample_deviation at least 0, got {num_action_samples} and "
-                f"{sample_deviation}."
-            )
+        check_interval("num_action_samples", num_action_samples, "[1, inf)")
+        check_interval("sample_deviation", sample_deviation, "[0, inf)")
         self.weight_function = weight_function
         self.baseline = baseline
         self.num_action_samples = num_action_samples

@@ -176,9 +176,12 @@ def step_weights(
     else:
         raise ValueError(f"guidance_weighting must be one of {get_args(StepWeighting)}, got {weighting!r}.")
     if limits is not None:
+        if len(limits) != 2 or not 0 <= limits[0] <= limits[1] < schedule.num_steps:
+            raise ValueError(
+                "guidance_steps must be None or (first, last) and satisfy 0 <= first <= last < "
+                f"{schedule.num_steps}, got {limits}."
+            )
         first, last = limits
-        if not 0 <= first <= last < schedule.num_steps:
-            raise ValueError(f"guidance_steps must satisfy 0 <= first <= last < {schedule.num_steps}, got {limits}.")
         steps = torch.arange(schedule.num_steps)
         weights = torch.where((steps >= first) & (steps <= last), weights, 0.0)
     return weights

@@ -11,6 +11,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives.utils import _GAMMA_LMBDA_DEPREC_ERROR
 
+from torchrl_edp.diffusion import check_interval
 from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, EDPLoss, GuidanceStart
 from torchrl_edp.objectives.functional import Aggregation, StepWeighting, WeightNormalization, expectile_loss
 from torchrl_edp.objectives.likelihood import Deviation, Likelihood, LikelihoodLoss
@@ -170,8 +171,7 @@ class EDPIQLLoss(LikelihoodLoss):
             use_prioritized_weights=use_prioritized_weights,
         )
         self._set_deprecated_ctor_keys(priority=priority_key)
-        if not 0 < expectile < 1:
-            raise ValueError(f"expectile must lie in (0, 1), got {expectile}.")
+        check_interval("expectile", expectile, "(0, 1)")
         self.expectile = expectile
         self._set_actor(actor_network, delay_actor)
         self._set_likelihood(temperature, weight_cap, weight_normalization, likelihood, deviation)

@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from torchrl_edp.diffusion import check_interval
 from torchrl_edp.objectives.common import DiffusionTerms, EDPLoss, check_choice
 from torchrl_edp.objectives.functional import (
     StepTable,
@@ -47,7 +48,8 @@ class LikelihoodLoss(EDPLoss):
     ) -> None:
         check_choice("likelihood", likelihood, get_args(Likelihood))
         check_choice("weight_normalization", weight_normalization, (None, *get_args(WeightNormalization)))
-        if weight_cap is not None and weight_cap <= 0:
+        check_interval("temperature", temperature, "[0, inf)")
+        if weight_cap is not None and not weight_cap > 0:
             raise ValueError(f"weight_cap must be positive or None, got {weight_cap}.")
         chain = self.guidance_start == "noise" or self.approximation_steps not in (None, 1)
         if chain and likelihood not in _OF_THE_ACTION:
@@ -71,7 +73,7 @@ class LikelihoodLoss(EDPLoss):
             self.log_deviation = nn.Parameter(
                 torch.zeros(self._sampler.action_size, device=like.device, dtype=like.dtype)
             )
-        elif isinstance(deviation, str) or deviation <= 0:
+        elif isinstance(deviation, str) or not 0 < deviation < math.inf:
             raise ValueError(f"deviation must be a positive float or 'learned', got {deviation!r}.")
         self.deviation = deviation
 

@@ -7,6 +7,7 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 
+from torchrl_edp.diffusion import check_interval
 from torchrl_edp.objectives.common import EDPLoss
 
 
@@ -22,6 +23,7 @@ class SampledTargetLoss(EDPLoss):
     backup_top_k: int
 
     def _set_backup(self, num_backup_actions: int, backup_top_k: int) -> None:
+        check_interval("num_backup_actions", num_backup_actions, "[1, inf)")
         if not 1 <= backup_top_k <= num_backup_actions:
             raise ValueError(
                 f"backup_top_k must lie in 1..num_backup_actions = {num_backup_actions}, got {backup_top_k}."

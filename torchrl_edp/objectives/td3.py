@@ -11,7 +11,8 @@ from torch import Tensor
 from torchrl.data import Bounded, Composite, TensorSpec
 from torchrl.objectives.utils import _GAMMA_LMBDA_DEPREC_ERROR
 
-from torchrl_edp.diffusion import Bounds
+from torchrl_edp.diffusion import Bounds, check_interval
+from torchrl_edp.diffusion.process import check_bounds
 from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, GuidanceStart, check_choice
 from torchrl_edp.objectives.functional import Aggregation, StepWeighting
 from torchrl_edp.objectives.sampled_target import SampledTargetLoss
@@ -156,6 +157,7 @@ class EDPTD3Loss(SampledTargetLoss):
         check_choice("qvalue_normalization", qvalue_normalization, (None, *get_args(Normalization)))
         if qvalue_normalization == "other" and (guidance_qvalue != "random" or num_qvalue_nets < 2):
             raise ValueError("qvalue_normalization='other' needs guidance_qvalue='random' and at least two critics.")
+        check_interval("alpha", alpha, "[0, inf)")
         self.alpha = alpha
         self.guidance_qvalue = guidance_qvalue
         self.qvalue_normalization = qvalue_normalization
@@ -177,8 +179,7 @@ class EDPTD3Loss(SampledTargetLoss):
             low, high = (bound.reshape(-1, action_spec.shape[-1])[0] for bound in action_spec.space)
             bounds = (low, high)
         if bounds is not None:
-            if bool((torch.as_tensor(bounds[0]) > torch.as_tensor(bounds[1])).any()):
-                raise ValueError(f"The low bound is higher than the high bound: {bounds}.")
+            check_bounds(bounds, self._sampler.action_size)
             self._bounds = bounds
 
     def _guidance(self, tensordict: TensorDictBase, terms: DiffusionTerms) -> tuple[Tensor, dict[str, Tensor]]:
