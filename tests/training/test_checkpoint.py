@@ -242,11 +242,11 @@ def corrupt(store: CheckpointStore, rng: random.Random) -> str:
 
 def test_500_corruptions_are_detected_and_the_older_one_is_loaded(store, tmp_path):
     fill(store, 1, 2)
-    shutil.copytree(store.path, tmp_path / "whole")
+    shutil.copytree(store.path / "update_000000002", tmp_path / "whole")
     loaded = 0
     for seed in range(CORRUPTIONS):
-        shutil.rmtree(store.path)
-        shutil.copytree(tmp_path / "whole", store.path)
+        shutil.rmtree(store.path / "update_000000002")
+        shutil.copytree(tmp_path / "whole", store.path / "update_000000002")
         named = corrupt(store, random.Random(seed))
         checkpoint, skipped = store.newest()
         loaded += checkpoint.step != 1
