@@ -100,6 +100,8 @@ def test_wrong_arguments(tmp_path):
         CheckpointStore(tmp_path, keep=0)
     with pytest.raises(ValueError, match="step must not be negative, got -1"):
         CheckpointStore(tmp_path).save(-1, {}, {})
+    with pytest.raises(ValueError, match="'__metadata__'"):
+        CheckpointStore(tmp_path).save(1, {"__metadata__": torch.ones(1)}, {})
 
 
 def test_nothing_there(store):

@@ -1,6 +1,8 @@
 """The shipped policy: what it computes, and that two plain files carry it."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -61,6 +63,62 @@ def test_other_formats_are_refused(policy, tmp_path):
     (tmp_path / "policy.json").write_text(json.dumps(card | {"format": 99}))
     with pytest.raises(ValueError, match="expected format 1, got 99"):
         load_policy(tmp_path / "policy")
+
+
+def test_damage_is_refused(policy, tmp_path):
+    path = tmp_path / "policy"
+    save(path, policy)
+    weights, card = path.with_suffix(".safetensors"), path.with_suffix(".json")
+    data, text = weights.read_bytes(), card.read_text()
+    for damaged in (data[:-1], data[:-4] + b"\0\0\0\0", data + b"\0"):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match="policy.safetensors is damaged or of another save than .*policy.json"):
+            load_policy(path)
+    weights.write_bytes(data)
+    about = json.loads(text)
+    for wrong in (
+        {"network": {"hidden_sizes": [8]}},
+        {"network": {"widths": [8]}},
+        {"diffusion": None},
+        {"observation_size": "3"},
+    ):
+        card.write_text(json.dumps(about | wrong))
+        with pytest.raises(
+            ValueError, match="(?s)policy.safetensors does not make the policy of its card.*Get both files"
+        ):
+            load_policy(path)
+    card.write_text("[]")
+    with pytest.raises(ValueError, match="policy.json is no policy's card: expected format 1, got 'list'"):
+        load_policy(path)
+    card.unlink()
+    with pytest.raises(FileNotFoundError, match="policy.json"):
+        load_policy(path)
+
+
+def test_policies_saved_without_a_hash_load(policy, tmp_path):
+    save(tmp_path / "policy", policy)
+    card = json.loads((tmp_path / "policy.json").read_text())
+    del card["weights_sha256"]
+    (tmp_path / "policy.json").write_text(json.dumps(card))
+    load_policy(tmp_path / "policy")
+
+
+def test_a_failed_save_leaves_the_files_of_before(policy, tmp_path, monkeypatch):
+    save(tmp_path / "policy", policy)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    policy.action_scaler.half_range.mul_(2)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            save(tmp_path / "policy", policy)
+    selection = {"network": NETWORK, "diffusion": DIFFUSION, "selection": SELECTION}
+    with pytest.raises(ValueError, match="info.score is nan"):
+        save_policy(tmp_path / "policy", policy, **selection, info={"score": float("nan")})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_only_selectors_are_saved(policy, tmp_path):

@@ -109,6 +109,7 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: if ``info`` is no JSON, or the file system refuses; what was saved before stays.
+            ValueError: if ``step`` is negative or a tensor is named ``__metadata__``.
         """
         if step < 0:
             raise ValueError(f"step must not be negative, got {step}.")
@@ -234,6 +235,8 @@ class CheckpointStore:
 
 def _serialize(tensors: dict[str, Tensor]) -> bytes:
     """The bytes of a safetensors file, from copies: nothing aliases, all is contiguous."""
+    if "__metadata__" in tensors:
+        raise ValueError("a tensor cannot be named '__metadata__': safetensors means something else by it.")
     copies = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -265,9 +268,12 @@ def _load(directory: _Directory) -> Checkpoint:
         raise CheckpointError(f"Checkpoint {path} cannot be read: {error}. Mend that, or resume another.") from error
     try:
         state = from_json(content.state)
+    except ValueError as error:
+        raise _damaged(path, f"{STATE} is {error}") from None
+    try:
         tensors = safetensors.torch.load(content.tensors)
     except (ValueError, RuntimeError, SafetensorError) as error:
-        raise _damaged(path, f"{STATE} or {TENSORS} is not what its name says: {error}") from None
+        raise _damaged(path, f"{TENSORS} is not a safetensors file: {error}") from None
     if not isinstance(state, dict) or state.keys() != {"step", "info"} or state["step"] != directory.step:
         raise _damaged(path, f"{STATE} is not that of update {directory.step}")
     return Checkpoint(path, directory.step, tensors, state["info"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import safetensors.torch
+from safetensors import SafetensorError
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
@@ -22,6 +23,7 @@ from torchrl_edp.training.build import (
     build_qvalue,
     build_selector,
 )
+from torchrl_edp.training.files import from_json, replace_file, to_json
 
 FORMAT = 1
 
@@ -75,13 +77,19 @@ def save_policy(
 ) -> None:
     """Write ``path``.safetensors (weights, normaliser) and ``path``.json (how to build the policy again).
 
+    Each file is replaced as a whole, and the second one has the SHA-256 of the first.
+
     Args:
         path: where to write, without suffix.
         policy: an :class:`EnvironmentPolicy` around an :class:`~torchrl_edp.modules.EnergyBasedActionSelector`.
         network: what the networks were built with.
         diffusion: what the actor was built with.
         selection: what the selector was built with.
-        info: anything else worth keeping, JSON-able.
+        info: anything else worth keeping, strict JSON.
+
+    Raises:
+        TypeError: if ``policy`` acts by anything but a selector.
+        ValueError: if ``info`` has what JSON cannot hold, as NaN.
     """
     selector = policy.policy
     if not isinstance(selector, EnergyBasedActionSelector):
@@ -94,8 +102,10 @@ def save_policy(
         "action_scaler": policy.action_scaler.state_dict(),
     }
     tensors = {f"{group}.{key}": value for group, items in groups.items() for key, value in items.items()}
+    weights = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     card = {
         "format": FORMAT,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "observation_size": policy.observation_normalizer.loc.shape[-1],
         "action_size": selector.actor_network.module.action_size,
         "network": asdict(network),
@@ -103,8 +113,9 @@ def save_policy(
         "selection": asdict(selection),
         "info": info or {},
     }
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, f"{path}.safetensors")
-    Path(f"{path}.json").write_text(json.dumps(card, indent=2) + "\n")
+    text = to_json(card)
+    replace_file(f"{path}.safetensors", weights)
+    replace_file(f"{path}.json", text)
 
 
 def load_policy(path: str | Path) -> EnvironmentPolicy:
@@ -112,13 +123,30 @@ def load_policy(path: str | Path) -> EnvironmentPolicy:
 
     Raises:
         FileNotFoundError: if one of the two files is missing.
-        ValueError: if they are of another format, or do not fit each other.
+        ValueError: if they are of another format, damaged, or do not fit each other.
     """
     path = str(path).removesuffix(".safetensors").removesuffix(".json")
-    card = json.loads(Path(f"{path}.json").read_text())
-    if card.get("format") != FORMAT:
-        raise ValueError(f"{path}.json: expected format {FORMAT}, got {card.get('format')!r}.")
-    tensors = load_file(f"{path}.safetensors")
+    weights = Path(f"{path}.safetensors").read_bytes()
+    try:
+        card = from_json(Path(f"{path}.json").read_bytes())
+        found = card.get("format") if isinstance(card, dict) else type(card).__name__
+        if found != FORMAT:
+            raise ValueError(f"expected format {FORMAT}, got {found!r}")
+    except ValueError as error:
+        raise ValueError(f"{path}.json is no policy's card: {error}. Get both files again.") from error
+    digest = hashlib.sha256(weights).hexdigest()
+    if card.get("weights_sha256", digest) != digest:  # the first policies were saved without
+        raise ValueError(f"{path}.safetensors is damaged or of another save than {path}.json. Get both files again.")
+    try:
+        return _build(card, safetensors.torch.load(weights))
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{path}.safetensors does not make the policy of its card: {error}. Get both files again."
+        ) from error
+
+
+def _build(card: dict[str, Any], tensors: dict[str, Tensor]) -> EnvironmentPolicy:
+    """The policy of a card and its weights."""
 
     def group(name: str) -> dict[str, Tensor]:
         return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
