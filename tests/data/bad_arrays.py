@@ -108,6 +108,7 @@ FROM_ARRAYS: dict[str, Case] = {
     "low above high": (given(action_low=[2.0]), "action bounds of entry 0: expected finite", "low 2.0", BOX),
     "bounds of another size": (given(action_low=[-1, -1]), "action_low: expected a number or shape [1]", "[2]", "per"),
     "bound missing": (given(action_high=None), "action_high: expected numbers", "one NoneType", FLOAT32),
+    "bound as a flag": (given(action_low=False), "action_low: expected numbers", "one bool", FLOAT32),
     "bound as text": (given(action_low="-1"), "action_low: expected numbers", "one str", FLOAT32),
     "scaler of two sizes": (
         call(ActionScaler, [0, 0], [1] * 3),

@@ -81,6 +81,12 @@ def test_equal_data_have_equal_fingerprints(data):
     assert from_arrays(**arrays(LAYOUT)).fingerprint() == data.fingerprint()
 
 
+def test_equal_to_what_another_process_printed_once(data):
+    """Were it another, every stored checkpoint would refuse its own data."""
+    assert data.fingerprint() == "1662c38749a4f2dcef1101488a5388281005cecdb7cee466c1924b37f23d8feb"
+
+
+@pytest.mark.slow  # importing torch takes most of it
 def test_equal_in_a_new_process(data):
     code = (
         "from data_helpers import arrays; from torchrl_edp.data import from_arrays; "

@@ -33,20 +33,22 @@ class Step(NamedTuple):
 
 @st.composite
 def layouts(draw: Any) -> list[list[Step]]:
-    """Episodes of 1 to 6 steps; only the record's last may break off without a flag. All numbers are exact."""
-    ends = draw(st.lists(st.tuples(st.integers(1, 6), st.sampled_from(ENDS[:3])), max_size=7))
-    ends.append((draw(st.integers(1, 6)), draw(st.sampled_from(ENDS))))
-    episodes = []
-    for number, (length, end) in enumerate(ends, start=1):
-        rewards = draw(st.lists(st.integers(-16, 16), min_size=length, max_size=length))
-        episode = []
-        for t in range(length):
-            last = t == length - 1
-            terminated, truncated = last and end in ("terminated", "both"), last and end in ("truncated", "both")
-            action = (number * 8 + t + 1) / 128
-            episode.append(Step([number, t], [number, t + 1], action, rewards[t] / 4, terminated, truncated))
-        episodes.append(episode)
-    return episodes
+    """1 to 8 episodes of 1 to 4 steps; only the record's last may break off without a flag. All numbers are exact."""
+    count = draw(st.integers(1, 8))
+    lengths = draw(st.lists(st.integers(1, 4), min_size=count, max_size=count))
+    ends = draw(st.lists(st.sampled_from(ENDS[:3]), min_size=count - 1, max_size=count - 1))
+    ends.append(draw(st.sampled_from(ENDS)))
+    return [make_episode(*about) for about in zip(range(1, count + 1), lengths, ends, strict=True)]
+
+
+def make_episode(number: int, length: int, end: str) -> list[Step]:
+    steps = []
+    for t in range(length):
+        terminated, truncated = (t == length - 1 and end in (flag, "both") for flag in ENDS[:2])
+        steps.append(
+            Step([number, t], [number, t + 1], (number * 8 + t + 1) / 128, number - 3.5 + t, terminated, truncated)
+        )
+    return steps
 
 
 def expected_transitions(episodes: list[list[Step]], with_next: bool) -> list[list[Step]]:

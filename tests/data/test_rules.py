@@ -68,6 +68,36 @@ def test_observation_normalizer_standardises_and_leaves_constants_alone():
     assert eps.scale.item() == 2
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1.0, -1e30, 3e38])
+@pytest.mark.parametrize("ulps", [0, 1])
+def test_columns_with_hardly_any_variance_stay_finite_and_small(value, ulps):
+    data = torch.stack([torch.full((9,), value), torch.arange(9.0)], 1)
+    if ulps:
+        data[4, 0] = torch.nextafter(data[4, 0], torch.tensor(-torch.inf))
+    out = ObservationNormalizer.from_data(data)(data)
+    assert out.isfinite().all() and out[:, 1].std(correction=0) == pytest.approx(1, abs=1e-3)
+    assert out[:, 0].abs().max() <= (4 if ulps else 0)
+
+
+@pytest.mark.parametrize("name", REWARD_RULES)
+@pytest.mark.parametrize("value", [0.0, 1.0, -5.0, 1e30, 1e-40])
+def test_constant_rewards_give_finite_ones_or_a_clear_error(name, value):
+    data = from_arrays(**{**arrays([(2, True), (2, False)]), "rewards": np.full(4, value)})
+    if name in ("min_max", "return_range"):
+        with pytest.raises(DatasetError, match="expected at least two.* got .*Use the rule 'raw'"):
+            apply_reward_rule(name, data)
+    else:
+        assert apply_reward_rule(name, data).transitions["next", "reward"].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["min_max", "return_range"])
+def test_extreme_but_finite_ranges_stay_finite(name):
+    for low, high in ((-3e38, 3e38), (0.0, 1e-40), (1e30, 1.0000001e30)):
+        data = from_arrays(**{**arrays([(1, True), (1, True)]), "rewards": np.array([low, high])})
+        reward = apply_reward_rule(name, data).transitions["next", "reward"]
+        assert reward.isfinite().all() and reward[0] < reward[1]
+
+
 def test_observation_normalizer_refuses_bad_numbers():
     with pytest.raises(DatasetError, match="entry 1: expected finite numbers, scale > 0, got loc 0.0, scale 0.0"):
         ObservationNormalizer([0.0, 0.0], [1.0, 0.0])

@@ -159,10 +159,9 @@ def from_arrays(
 
     Without ``next_observations`` the next observation is the following row of the same episode. The last row
     of a truncated episode then has none and is dropped (the row before it becomes the truncated one); the
-    last row of a terminated episode stays, with its own observation as a stand-in that no target reads. A row
-    with both flags (Gymnasium allows it) counts as terminated. With
+    last row of a terminated episode stays, with its own observation as a stand-in that no target reads. With
     ``next_observations`` nothing is dropped, and rows must follow each other inside an episode. Data that
-    break off unflagged count as truncated there.
+    break off unflagged count as truncated there; a row with both flags (Gymnasium allows it) as terminated.
 
     Args:
         observations: ``[N, O]``.

@@ -49,9 +49,8 @@ def load_minari(
         download: fetch the set from Minari's server where it is not on disk.
         observation_keys: entries of a dict observation to concatenate, in this order. Default for goal
             environments: observation, achieved_goal, desired_goal, as far as they are flat (AntMaze keeps the
-                ant's position in
-            achieved_goal only; FrankaKitchen's nested goals are constants); else every entry in the space's
-            order.
+            ant's position in achieved_goal only; FrankaKitchen's nested goals are constants); else every entry
+            in the space's order.
         clip_actions: clip actions to the action space where they leave it, instead of refusing.
         progress: show a bar for large sets.
 

@@ -75,19 +75,15 @@ class ObservationNormalizer(nn.Module):
         if not good.all():
             i = int(good.int().argmin())
             got = f"loc {self.loc[i].item()}, scale {self.scale[i].item()}"
-            raise problem(
-                f"loc and scale of entry {i}",
-                "finite numbers, scale > 0",
-                got,
-                "Check the observations they come from.",
-            )
+            remedy = "Check the observations they come from."
+            raise problem(f"loc and scale of entry {i}", "finite numbers, scale > 0", got, remedy)
 
     @classmethod
     def from_data(cls, observations: Tensor, eps: float = 1e-3) -> ObservationNormalizer:
         """Mean and deviation (plus ``eps``) of ``observations [N, O]``.
 
-        A column that never changes in the data is shifted but not scaled: dividing by ``eps`` alone would
-        blow up the first deviation that the policy meets.
+        A column that never changes in the data, but for rounding, is shifted and not scaled (unless even its
+        rounding exceeds 1): dividing by ``eps`` alone would blow up the first deviation that the policy meets.
 
         Raises:
             DatasetError: where there are no rows, or they are not finite, or ``eps`` is negative.
@@ -103,7 +99,7 @@ class ObservationNormalizer(nn.Module):
         values = observations.double()
         loc, std = values.mean(0), values.std(0, correction=0)
         constant = std <= 1e-6 * loc.abs().clamp_min(1)
-        return cls(loc, torch.where(constant, 1.0, std + eps))
+        return cls(loc, torch.where(constant, std.clamp_min(1), std + eps))
 
     @classmethod
     def identity(cls, size: int) -> ObservationNormalizer:
