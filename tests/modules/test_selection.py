@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from modules_helpers import ACTION, OBSERVATION, make_actor, make_data
@@ -76,6 +78,32 @@ def test_frequencies_follow_the_softmax(temperature, factor):
     expected = count * (factor * CANDIDATES / temperature).softmax(0)
     chi_square = ((seen - expected) ** 2 / expected).sum()
     assert seen.sum() == count and chi_square < 16.3, "0.1 % of a chi-square with 3 degrees of freedom"
+
+
+@pytest.mark.parametrize("offset", [1e6, -1e7, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_frequencies_do_not_depend_on_a_common_offset(offset, dtype):
+    """Far from 0 the noise that draws candidates would be rounded away, and the first one be taken."""
+    torch.manual_seed(0)
+    count, energies = 40_000, torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=dtype) + offset
+    action = select(make_selector(Table(energies)), count)
+    seen = torch.stack([(action == value).sum() for value in CANDIDATES])
+    odds = math.e if abs(offset) < 1e30 else 1.0  # 1e30 swallows 1
+    expected = count * torch.tensor([1.0, 1.0, odds, odds]) / (2 + 2 * odds)
+    assert ((seen - expected) ** 2 / expected).sum() < 16.3, "0.1 % of a chi-square with 3 degrees of freedom"
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-3, 1e30])
+@pytest.mark.parametrize("factor", [0.0, 1e6, -1e15])
+def test_extreme_energies_and_temperatures(standardize, temperature, factor):
+    action = select(make_selector(Scale(factor), temperature=temperature, standardize=standardize), 4_000)
+    assert torch.isin(action, CANDIDATES).all()
+    spread = 1.0 if standardize and factor else abs(factor)
+    if spread / temperature < 1e-3:  # all alike
+        assert all((action == value).sum() > 850 for value in CANDIDATES)
+    else:
+        assert (action == (1.0 if factor > 0 else -1.5)).all()
 
 
 @pytest.mark.parametrize("mode", ["sample", "argmax"])

@@ -115,9 +115,10 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
             deviation = energies.std(0, keepdim=True).clamp_min(torch.finfo(energies.dtype).eps)
             energies = (energies - energies.mean(0, keepdim=True)) / deviation
         if self.mode == "sample":
-            # Adding Gumbel noise and taking the maximum draws from the softmax.
+            # Adding Gumbel noise and taking the maximum draws from the softmax. Relative to the best energy, because
+            # next to large values the noise would be rounded away.
             gumbel = -torch.empty_like(energies).exponential_().log()
-            energies = energies / self.temperature + gumbel
+            energies = (energies - energies.amax(0, keepdim=True)) / self.temperature + gumbel
         return energies.argmax(0)
 
     @staticmethod

@@ -81,7 +81,8 @@ def advantage_weight(
     Args:
         advantage: Q - V, any shape.
         temperature: multiplies the advantage.
-        cap: largest weight, None for no cap.
+        cap: largest weight; None for no cap, or for weights that are not normalised the cube root of the largest
+            number (7e12 in float32).
         normalization: None; ``"mean"`` divides by the mean, so that the average weight is 1 and the guidance does not
             drown when all advantages are low; ``"softmax"`` makes the weights sum to 1 (reference code), without cap.
         mask: samples that count, of the shape of ``advantage``; the others get weight 0.
@@ -100,9 +101,14 @@ def advantage_weight(
     advantage = advantage.detach()
     if function == "step":
         return _normalized((advantage > 0).to(advantage.dtype), normalization, mask)
-    exponent = temperature * advantage
-    if cap is not None and normalization != "softmax":
-        exponent = exponent.clamp_max(math.log(cap))
+    largest = torch.finfo(advantage.dtype).max
+    if normalization == "softmax" or (cap is None and normalization == "mean"):
+        limit = largest
+    elif cap is None:
+        limit = math.log(largest) / 3  # of larger weights the gradients' squares would overflow
+    else:
+        limit = math.log(cap)
+    exponent = (temperature * advantage).clamp(-largest, limit)
     if mask is not None:
         exponent = torch.where(mask, exponent, -torch.inf)
     if normalization is None:
