@@ -1,59 +1,87 @@
-"""How far each solver lands from the exact ODE solution on a trained policy, by number of network calls.
+"""How far each solver lands from the exact ODE solution on a trained policy, and what it scores, by number of calls.
 
     python examples/benchmarks/solver_error.py runs/edp_iql/.../policy --dataset local/hopper/medium-expert-v0
+    python examples/benchmarks/solver_error.py runs/edp_iql/.../policy --episodes 10
 
-The reference is DPM-Solver++ 2M with 1000 calls, uniform in log-SNR, from the same initial noise. Stochastic DDPM has
-no such error. Prints one JSON line per case and a Markdown table; errors are root mean squares over observations and
-action dimensions, in units of the action range [-1, 1].
+The reference is DPM-Solver++ 2M with 1000 calls, uniform in log-SNR, from the same initial noise at full scale.
+Stochastic DDPM has no such error. Errors are root mean squares over observations and action dimensions, in units of the
+action range [-1, 1]; scores are normalised, of the policy as it acts (its own noise scale and candidates), by the same
+episodes for all. Prints one JSON line per case and Markdown tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
-from torchrl_edp.data import load_dataset
-from torchrl_edp.training import load_policy
+from torchrl_edp.data import OfflineDataset, load_dataset
+from torchrl_edp.evaluation import PolicyEvaluator
+from torchrl_edp.training import EnvironmentPolicy, load_policy
 
-SOLVERS = {
-    "DDIM": ("ddim", {"end_time": None}),
-    "DPM-Solver-1": ("dpm_solver", {"order": 1}),
-    "DPM-Solver-2": ("dpm_solver", {"order": 2}),
-    "DPM-Solver-3": ("dpm_solver", {"order": 3}),
-    "DPM-Solver++ 2M": ("dpm_solver_pp", {}),
+CASES = {
+    "DDIM": ("ddim", {}),
+    "DPM-Solver-1, time": ("dpm_solver", {"order": 1, "spacing": "time"}),
+    "DPM-Solver-1, log-SNR": ("dpm_solver", {"order": 1, "spacing": "log_snr"}),
+    "DPM-Solver-2, time": ("dpm_solver", {"order": 2, "spacing": "time"}),
+    "DPM-Solver-2, log-SNR": ("dpm_solver", {"order": 2, "spacing": "log_snr"}),
+    "DPM-Solver-3, time": ("dpm_solver", {"order": 3, "spacing": "time"}),
+    "DPM-Solver-3, log-SNR": ("dpm_solver", {"order": 3, "spacing": "log_snr"}),
+    "DPM-Solver++ 2M, time": ("dpm_solver_pp", {"spacing": "time"}),
+    "DPM-Solver++ 2M, log-SNR": ("dpm_solver_pp", {"spacing": "log_snr"}),
 }
 
 
 @torch.no_grad()
-def solver_errors(policy_path: str, dataset: str, calls: list[int], num_observations: int) -> list[dict]:
-    """Errors of every solver, spacing and number of calls."""
+def errors(policy: EnvironmentPolicy, dataset: OfflineDataset, num_observations: int) -> Callable[..., float]:
+    """A function of solver, calls and options: its error on observations of the data."""
     torch.manual_seed(0)
-    policy = load_policy(policy_path)
     sampler = policy.policy.actor_network.module.double()
-    observations = load_dataset(dataset).transitions["observation"]
+    observations = dataset.transitions["observation"]
     rows = observations[torch.randperm(len(observations))[:num_observations]]
     observation = policy.observation_normalizer(rows).double()
     noise = torch.randn(len(rows), sampler.action_size, dtype=torch.float64)
     sampler.initial_noise_scale = 1.0
     end = sampler.schedule.end_time
 
-    def solve(solver: str, **options: object) -> torch.Tensor:
-        sampler.solver = solver
-        sampler.solver_kwargs = {}
-        return sampler.sample(observation, noise, **options)
+    @torch.no_grad()
+    def solve(solver: str, calls: int, options: dict) -> Tensor:
+        sampler.solver, sampler.solver_kwargs = solver, {}
+        return sampler.sample(observation, noise, num_calls=calls, end_time=end, **options)
 
-    reference = solve("dpm_solver_pp", num_calls=1000, spacing="log_snr", end_time=end)
-    results = []
-    for name, (solver, options) in SOLVERS.items():
-        for spacing in ("time", "log_snr") if solver.startswith("dpm") else ("time",):
-            extra = {"spacing": spacing} if solver.startswith("dpm") else {}
-            for count in calls:
-                actions = solve(solver, num_calls=count, **({**options, **extra, "end_time": end}))
-                error = (actions - reference).square().mean().sqrt().item()
-                results.append({"solver": name, "spacing": spacing, "calls": count, "rms_error": error})
-    return results
+    exact = solve("dpm_solver_pp", 1000, {"spacing": "log_snr"})
+    return lambda *case: (solve(*case) - exact).square().mean().sqrt().item()
+
+
+def scores(policy: EnvironmentPolicy, evaluator: PolicyEvaluator) -> Callable[..., tuple[float, float]]:
+    """A function of solver, calls and options: mean and deviation of the score over episodes."""
+    sampler = policy.policy.actor_network.module
+
+    def score(solver: str, calls: int, options: dict) -> tuple[float, float]:
+        sampler.solver, sampler.num_calls, sampler.solver_kwargs = solver, calls, options
+        result = evaluator(policy, seed=0)
+        return result.normalized, result.normalized_std
+
+    return score
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """Every case, one after the other."""
+    dataset = load_dataset(args.dataset)
+    error = errors(load_policy(args.policy), dataset, args.observations)
+    about = {"max_steps": dataset.max_episode_steps, "reference": dataset.reference[:2]}
+    with PolicyEvaluator(dataset.env_id, num_episodes=max(args.episodes, 1), **about) as evaluator:
+        score = scores(load_policy(args.policy), evaluator)
+        for name, (solver, options) in CASES.items():
+            for calls in args.calls:
+                row = {"solver": name, "calls": calls, "rms_error": error(solver, calls, options)}
+                if args.episodes:
+                    mean, deviation = score(solver, calls, options)
+                    row |= {"score": mean, "std": deviation, "episodes": args.episodes}
+                yield row
 
 
 def main() -> None:
@@ -63,15 +91,17 @@ def main() -> None:
     parser.add_argument("--dataset", default="local/hopper/medium-expert-v0", help="where the observations come from")
     parser.add_argument("--calls", type=int, nargs="+", default=[3, 5, 8, 10, 15, 30])
     parser.add_argument("--observations", type=int, default=1000)
+    parser.add_argument("--episodes", type=int, default=0, help="episodes to score each case by")
     args = parser.parse_args()
-    results = solver_errors(args.policy, args.dataset, args.calls, args.observations)
-    for row in results:
-        print(json.dumps(row))
-    print(f"| solver | spacing | {' | '.join(map(str, args.calls))} |\n|---|---|{'---|' * len(args.calls)}")
-    cases = dict.fromkeys((row["solver"], row["spacing"]) for row in results)
-    for solver, spacing in cases:
-        errors = [r["rms_error"] for r in results if (r["solver"], r["spacing"]) == (solver, spacing)]
-        print(f"| {solver} | {spacing} | {' | '.join(f'{error:.1e}' for error in errors)} |")
+    rows = []
+    for row in measure(args):
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    shown = {"rms_error": "{rms_error:.1e}"} | ({"score": "{score:.1f} ± {std:.1f}"} if args.episodes else {})
+    for title, text in shown.items():
+        print(f"\n| {title} | {' | '.join(map(str, args.calls))} |\n|---|{'---|' * len(args.calls)}")
+        for name in CASES:
+            print(f"| {name} | {' | '.join(text.format(**row) for row in rows if row['solver'] == name)} |")
 
 
 if __name__ == "__main__":
