@@ -123,3 +123,10 @@ def test_steps_with_a_trailing_dimension(case):
     expected = seeded(loss, data)
     data["diffusion_step"] = data["diffusion_step"].unsqueeze(-1)
     assert_close(seeded(loss, data), expected)
+
+
+def test_a_diffusion_step_may_have_a_last_dimension_of_its_own(case):
+    loss, data = spread(make_loss(case)), make_data([3, 2])
+    expected = seeded(loss, data)
+    data["diffusion_step"] = data["diffusion_step"].unsqueeze(-1)
+    assert_close(seeded(loss, data), expected)
