@@ -1,4 +1,4 @@
-"""What may import what, what an import drags in, and which calls the library never makes."""
+"""What may import what, and what an import drags in."""
 
 from __future__ import annotations
 
@@ -23,16 +23,6 @@ MAY_IMPORT = {  # sub-package -> sub-packages below it
     "training": MATHS | {"objectives", "data", "evaluation"},
     "configs": MATHS | {"objectives", "data", "evaluation", "training"},
     "": MATHS | {"objectives", "data", "evaluation", "training"},  # the package's own __init__
-}
-UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
-UNSAFE_CALLS = {
-    "torch.load",
-    "yaml.load",
-    "yaml.full_load",
-    "yaml.unsafe_load",
-    "pandas.read_pickle",
-    "eval",
-    "exec",
 }
 
 
@@ -80,20 +70,6 @@ def import_violations(modules: dict[str, str]) -> list[str]:
     except CycleError as error:
         breaches.append("circle: " + " <- ".join(error.args[1]))
     return breaches
-
-
-def unsafe_calls(source: str) -> list[str]:
-    """The imports and calls in `source` that would execute what a file says."""
-    tree = ast.parse(source)
-    aliases = {alias: name for name, alias in imported_names(tree)}
-    found = [name for name in aliases.values() if name.split(".")[0] in UNSAFE_MODULES]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            head, *rest = ast.unparse(node.func).split(".")
-            name = ".".join([aliases.get(head, head), *rest])
-            if name in UNSAFE_CALLS or any(keyword.arg == "allow_pickle" for keyword in node.keywords):
-                found.append(name)
-    return found
 
 
 def test_imports_run_one_way():
@@ -145,27 +121,6 @@ def test_the_import_check_sees_a_circle_and_allows_the_rest():
     for closing in ("from torchrl_edp.data import a", "from torchrl_edp.data import f"):
         (found,) = import_violations({**package, "torchrl_edp.data.b": closing})
         assert found.startswith("circle: ")
-
-
-def test_nothing_unpickles():
-    sources = [*read_package().items(), *((str(p), p.read_text()) for p in (ROOT / "examples").rglob("*.py"))]
-    assert {name: calls for name, source in sources if (calls := unsafe_calls(source))} == {}
-
-
-@pytest.mark.parametrize(
-    ("source", "found"),
-    [
-        ("import torch as t\nt.load('x')", ["torch.load"]),
-        ("from torch import load as read\nread('x')", ["torch.load"]),
-        ("def f():\n    import pickle", ["pickle"]),
-        ("from joblib import load", ["joblib.load"]),
-        ("import numpy as np\nnp.load('x', allow_pickle=True)", ["numpy.load"]),
-        ("import yaml\nyaml.load('x', Loader=None)", ["yaml.load"]),
-        ("import numpy as np\nnp.load('x')\nimport json\njson.load('x')\nmodel.eval()", []),
-    ],
-)
-def test_the_check_for_unsafe_calls(source, found):
-    assert unsafe_calls(source) == found
 
 
 def heavy_imports(statement: str) -> set[str]:
