@@ -15,7 +15,7 @@ def save(folder, overrides=("seed=3", "loss.expectile=0.9"), experiment="edp_iql
 def test_a_folder_gives_its_own_settings_first(tmp_path):
     save(tmp_path, ["seed=3", "resume=auto", "resume_changed=true"])
     given = [f"resume={tmp_path}", "optim.gradient_steps=9"]
-    assert resume_overrides("edp_iql", given) == [f"hydra.run.dir={tmp_path}", "seed=3", *given]
+    assert resume_overrides("edp_iql", given) == [f"hydra.run.dir='{tmp_path}'", "seed=3", *given]
 
 
 @pytest.mark.parametrize("overrides", [[], ["seed=1"], ["resume=null"], ["resume=auto", "hydra.run.dir=there"]])
@@ -31,7 +31,7 @@ def test_auto_is_the_newest_run_of_the_data_set_and_seed(tmp_path, monkeypatch):
             parents=True
         )
     (found, *rest) = resume_overrides("edp_iql", ["resume=auto"])
-    assert found.endswith("medium-expert-v0/seed0_2026-01-02_00-00-00") and rest == ["resume=auto"]
+    assert found.endswith("medium-expert-v0/seed0_2026-01-02_00-00-00'") and rest == ["resume=auto"]
     assert "seed5_2026-01-03" in resume_overrides("edp_iql", ["resume=auto", "seed=5"])[0]
     assert resume_overrides("edp_iql", ["resume=auto", "dataset=local/walker2d/medium-v0"]) == []
 

@@ -33,7 +33,7 @@ def test_a_run_leaves_its_folder(tmp_path, name, capsys):
     _, summary = run(tmp_path, name, preset="reference", seed=7)
     names = {path.name for path in tmp_path.iterdir()}
     policies = {f"{policy}.{suffix}" for policy in ("policy", "policy_best") for suffix in ("json", "safetensors")}
-    assert names == {".lock", "checkpoints", "metrics.csv", "curves.png", "summary.json", *policies}
+    assert names == {".lock", "checkpoints", "config.yaml", "metrics.csv", "curves.png", "summary.json", *policies}
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written == summary and written["oms"] >= written["last"] and written["gradient_steps"] == 4
     about = {"loss": LOSSES[name].__name__, "dataset": "tiny", "preset": "reference", "seed": 7}

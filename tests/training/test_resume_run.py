@@ -17,7 +17,7 @@ def run(path, steps=4, dataset=None, before=lambda cfg: None, **options):
     cfg, dataset = make_settings("edp_td3", optim=optim, **options), dataset or make_data()
     before(cfg)
     torch.manual_seed(cfg.seed)
-    folder = RunFolder(path, backend="", name="edp_td3", overrides=["seed=0"])
+    folder = RunFolder(path, backend="", name="edp_td3", overrides=["seed=0"], config=f"{steps} updates")
     try:
         return run_experiment(cfg, dataset, make_loss(cfg, "edp_td3", dataset), folder)
     finally:
@@ -82,6 +82,7 @@ def test_other_settings_or_data_are_refused_unless_told(tmp_path, dataset):
     with pytest.raises(CheckpointError, match="the data: other contents now"):
         run(tmp_path, steps=6, dataset=make_data(), resume="auto")
     assert CheckpointStore(tmp_path / "checkpoints").steps() == steps
+    assert (tmp_path / "config.yaml").read_text() == "4 updates"  # that of the run, not of what was refused
     summary = run(tmp_path, steps=6, dataset=make_data(), before=other, resume="auto", resume_changed=True)
     assert summary["gradient_steps"] == 6
 

@@ -59,6 +59,13 @@ def test_resumed_runs_end_bit_identical(name, order):
     assert ends == dict.fromkeys(ends, [])
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using lock_")
+def test_a_compiled_run_resumes_bit_identical():
+    ends = run_and_resume("td3", "dpm_solver_pp", (20,), compile=True)
+    assert ends == {20: []}
+
+
 @pytest.mark.long
 def test_resume_from_every_update_of_every_loss_and_solver(record_property):
     """600 of 600: three losses, four solvers, fifty moments."""

@@ -60,7 +60,7 @@ def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
 
 
 def start(config: DictConfig) -> tuple[ExperimentSettings, RunFolder]:
-    """Settings and folder of the Hydra job that is running: its preset applied, its seed set, its config written.
+    """Settings and folder of the Hydra job that is running: its preset applied, its seed set.
 
     Raises:
         SystemExit: if the settings cannot work; see :func:`check_settings`.
@@ -70,9 +70,13 @@ def start(config: DictConfig) -> tuple[ExperimentSettings, RunFolder]:
     config = apply_preset(config, name, job.overrides.task)
     cfg: Any = OmegaConf.to_object(config)
     check_settings(cfg)
-    overrides = list(job.overrides.task)
-    folder = RunFolder(job.runtime.output_dir, backend=cfg.logger.backend, name=name, overrides=overrides)
-    OmegaConf.save(config, folder.path / "config.yaml")
+    folder = RunFolder(
+        job.runtime.output_dir,
+        backend=cfg.logger.backend,
+        name=name,
+        overrides=list(job.overrides.task),
+        config=OmegaConf.to_yaml(config),
+    )
     torch.manual_seed(cfg.seed)
     return cfg, folder
 

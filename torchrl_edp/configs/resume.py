@@ -28,7 +28,7 @@ def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
         defaults = EXPERIMENTS[name]
         dataset, seed = (given.get(key, str(getattr(defaults, key))) for key in ("dataset", "seed"))
         folders = sorted(Path("runs", name, dataset).glob(f"seed{seed}_*"))
-        return [f"hydra.run.dir={folders[-1]}", *overrides] if folders else []
+        return [f"hydra.run.dir='{folders[-1]}'", *overrides] if folders else []
     checkpoint, skipped = CheckpointStore(Path(wanted, "checkpoints")).newest()
     if checkpoint is None:
         raise SystemExit(
@@ -39,4 +39,4 @@ def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
         found = run["experiment"]
         raise SystemExit(f"resume: expected a run of {name}, got {wanted!r}, one of {found}: use examples/{found}.py.")
     kept = [override for override in run["overrides"] if override.split("=", 1)[0] not in ("resume", "resume_changed")]
-    return [f"hydra.run.dir={wanted}", *kept, *overrides]
+    return [f"hydra.run.dir='{wanted}'", *kept, *overrides]

@@ -77,6 +77,7 @@ def run_experiment(
     record = TrainingRecord()
     checkpoints = RunCheckpoints(folder, state, record, cfg, dataset)
     checkpoints.restore()
+    folder.write_config()
 
     def save(name: str) -> None:
         save_policy(

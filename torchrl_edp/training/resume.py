@@ -16,7 +16,7 @@ from torchrl_edp.training.run import RunFolder
 from torchrl_edp.training.settings import ExperimentSettings
 from torchrl_edp.training.state import TrainState
 
-FREE = ("optim.gradient_steps", "optim.device", "logger", "checkpoint", "compile", "resume", "resume_changed")
+FREE = ("optim.gradient_steps", "logger", "checkpoint", "compile", "resume", "resume_changed")
 """Settings that a resumed run may change: they change how long it runs and what it shows, not what an update does."""
 
 
@@ -79,7 +79,10 @@ class RunCheckpoints:
         for name, tensor in checkpoint.tensors.items():
             group, _, key = name.partition(".")
             groups[group][key] = tensor
-        self.state.load_state_dict(groups["train"])
+        try:
+            self.state.load_state_dict(groups["train"])
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.path} does not fit this run, on this device: {error}") from error
         self.record.load(groups["record"], checkpoint.info["record"])
         self.folder.rows = list(checkpoint.info["rows"])
         print(f"Resuming after update {checkpoint.step}: {checkpoint.path}")

@@ -26,6 +26,7 @@ class RunFolder:
             ``"trackio"``, or ``""`` for none.
         name: the experiment's name.
         overrides: what was said on its command line; a checkpoint remembers it.
+        config: the settings as YAML, for ``config.yaml``.
 
     Raises:
         RunLockError: if another process uses the folder.
@@ -39,12 +40,18 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str | Path, *, backend: str = "csv", name: str = "edp", overrides: Sequence[str] = ()
+        self,
+        path: str | Path,
+        *,
+        backend: str = "csv",
+        name: str = "edp",
+        overrides: Sequence[str] = (),
+        config: str = "",
     ) -> None:
         self.path = Path(path)
         self._lock = RunLock(self.path)
         self._lock.__enter__()
-        self.name, self.overrides = name, list(overrides)
+        self.name, self.overrides, self.config = name, list(overrides), config
         self.rows: list[dict[str, Any]] = []
         self.logger = None
         if backend:
@@ -55,6 +62,10 @@ class RunFolder:
     def close(self) -> None:
         """Let other processes use the folder."""
         self._lock.__exit__(None, None, None)
+
+    def write_config(self) -> None:
+        """Write ``config.yaml``; only once it is sure that this run may use the folder."""
+        (self.path / "config.yaml").write_text(self.config)
 
     def log(self, update: int, values: dict[str, float]) -> None:
         """Add one row; rows may have different columns."""
