@@ -75,9 +75,11 @@ class RunFolder:
                 self.logger.log_scalar(key, value, step=update)
 
     def write(self) -> None:
-        """Write ``metrics.csv`` and ``curves.png`` from all rows so far."""
+        """Write ``metrics.csv`` and ``curves.png`` from all rows so far, nothing if there are none."""
         from torchrl_edp.evaluation import plot_curves
 
+        if not self.rows:
+            return
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         with (self.path / "metrics.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
