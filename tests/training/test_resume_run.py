@@ -87,6 +87,22 @@ def test_other_settings_or_data_are_refused_unless_told(tmp_path, dataset):
     assert summary["gradient_steps"] == 6
 
 
+def test_a_new_learning_rate_is_used(tmp_path, dataset):
+    ends = []
+    for rate in (0.01, 0.0001):
+
+        def changed(cfg, rate=rate):
+            cfg.optim.lr = rate
+
+        path = tmp_path / str(rate)
+        run(path, dataset=dataset)
+        before = weights(path)
+        run(path, steps=5, dataset=dataset, before=changed, resume="auto", resume_changed=True)
+        moved = [(weights(path)[name] - value).abs().max() for name, value in before.items() if "loss.actor" in name]
+        ends.append(max(moved))
+    assert ends[0] > 50 * ends[1] > 0
+
+
 def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, dataset, capsys):
     def often(cfg):
         cfg.checkpoint.iter = 1

@@ -39,8 +39,8 @@ class NetworkOptimizer:
         self.steps = [torch.zeros((), dtype=first.dtype, device=first.device) for _ in self.parameters]
 
     def state(self) -> list[Tensor]:
-        """Moments, numbers of steps and learning rate: what a resumed run needs beside the parameters."""
-        return [*self.exp_avgs, *self.exp_avg_sqs, *self.steps, self.lr]
+        """Moments and numbers of steps: what a resumed run needs beside the parameters and the settings."""
+        return [*self.exp_avgs, *self.exp_avg_sqs, *self.steps]
 
     @torch.no_grad()
     def norm(self, gradients: Sequence[Tensor | None]) -> Tensor:

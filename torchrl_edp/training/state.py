@@ -191,7 +191,8 @@ class TrainState:
         """All sources of random numbers: torch's own, on CPU and training device, and the buffer's."""
         generators = {"cpu": torch.default_generator}
         if (device := self._actor_rate.device).type == "cuda":
-            generators["cuda"] = torch.cuda.default_generators[device.index or 0]
+            index = torch.cuda.current_device() if device.index is None else device.index
+            generators["cuda"] = torch.cuda.default_generators[index]
         if self.buffer._rng is not None:
             generators["buffer"] = self.buffer._rng
         return generators
