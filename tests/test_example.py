@@ -90,6 +90,7 @@ def test_a_preset_is_used_and_written_down(tmp_path, datasets):
     assert card["selection"]["num_action_samples"] == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "override", "message"),
     [

@@ -135,9 +135,11 @@ def heavy_imports(statement: str) -> set[str]:
     return set() if run.stdout == "set()\n" else ast.literal_eval(run.stdout)
 
 
+@pytest.mark.slow
 def test_importing_is_light():
     assert heavy_imports("import torchrl_edp.data, torchrl_edp.evaluation") == set()
 
 
+@pytest.mark.slow
 def test_the_check_for_heavy_imports():
     assert heavy_imports("import matplotlib") == {"matplotlib"}

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from torchrl_edp.data import REFERENCE_SCORES, load_behavior, normalized_score
 from torchrl_edp.data.behavior import BEHAVIOR_DIR, SCALE_MAPPING
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_behavior.py"
 TINY = {
     "env": "hopper",

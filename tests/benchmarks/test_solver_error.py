@@ -20,10 +20,11 @@ from torchrl_edp.training import (
     save_policy,
 )
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "benchmarks" / "solver_error.py"
 
 
-@pytest.mark.slow
 def test_errors_fall_with_the_number_of_calls(tmp_path):
     torch.manual_seed(0)
     settings = {

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "benchmarks" / "training_speed.py"
 
 
@@ -31,7 +33,6 @@ def test_eager_updates_and_products(tmp_path):
             assert row["of_products"] == pytest.approx(row["per_second"] / limit)
 
 
-@pytest.mark.slow
 def test_compiled_feed_forward_updates(tmp_path):
     rows = run(tmp_path, "td3_bc compiled", "iql compiled")
     assert {name for name, _ in rows} == {"td3_bc compiled", "iql compiled"}

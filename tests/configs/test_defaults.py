@@ -31,6 +31,7 @@ def test_the_losses_differ_where_their_algorithms_do():
     assert [name for name in LOSSES if "baseline" in settings[name]] == ["edp_crr"]
 
 
+@pytest.mark.slow
 def test_examples_do_not_drag_torchrls_groups_along():
     code = "import sys, torchrl_edp.configs; sys.exit('torchrl.trainers.algorithms.configs' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

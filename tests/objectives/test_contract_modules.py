@@ -178,6 +178,7 @@ class _Dropped(nn.Module):
         return self.net(*[self.dropout(x) if x.ndim > 1 else x for x in inputs])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using lock_")  # TensorDictParams under vmap, in every TorchRL loss
 def test_compiled_in_one_graph_equals_eager(case):
     networks = make_networks(2)

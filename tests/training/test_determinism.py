@@ -46,7 +46,7 @@ def elsewhere(name, solver):
     return result
 
 
-@pytest.mark.parametrize("where", [trained, elsewhere])
+@pytest.mark.parametrize("where", [trained, pytest.param(elsewhere, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "solver"), list(itertools.product(LOSSES, SOLVERS)))
 def test_same_seed_same_weights(name, solver, where):
     """24 pairs: three losses, four solvers, in the same process and in a new one."""
@@ -115,6 +115,7 @@ def test_data_states_and_evaluations_leave_the_random_state_alone():
     assert random_state() == before
 
 
+@pytest.mark.slow
 def test_importing_leaves_the_random_state_alone():
     code = """
 import random, numpy, torch
