@@ -89,6 +89,17 @@ def full_disk(folder: Path) -> Call:
     return make
 
 
+def without_robotics(folder: Path) -> Call:
+    """A maze is asked for where gymnasium-robotics is not installed."""
+
+    def make() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("torchrl_edp.data.environment.find_spec", lambda name: None)
+            make_local_dataset("local/pointmaze/umaze-v0", num_steps=50, progress=False)
+
+    return make
+
+
 FILES = "behaviour policy count-medium: expected weights and a card that fit"
 RESTORE = "Restore both files"
 INT = "expected a whole number, at least"
@@ -167,6 +178,18 @@ LOCAL: dict[str, Case] = {
         "observations: expected finite",
         "nan, first at row 2",
         REPAIR,
+    ),
+    "unknown maze": (
+        call(make_local_dataset, "local/pointmaze/huge-v0"),
+        "'local/pointmaze/large-v0'",
+        "'local/pointmaze/huge-v0'",
+        "Choose one of these",
+    ),
+    "no gymnasium-robotics": (
+        without_robotics,
+        "local/pointmaze/umaze-v0: expected the package gymnasium-robotics",
+        "none",
+        "pip install gymnasium-robotics",
     ),
     "full disk": (full_disk, "expected a place to write the set to", "No space left", "Make room"),
 }

@@ -173,7 +173,10 @@ def test_return_range_counts_the_piece_that_breaks_off():
         ("InvertedPendulum-v5", None),
         ("mujoco/ant/medium-v0", None),
         ("AntMaze_Open-v5", None),
-        ("PointMaze_UMazeDense-v3", None),
+        ("PointMaze_UMazeDense-v3", "maze2d-umaze-dense"),
+        ("D4RL/pointmaze/large-dense-v2", "maze2d-large-dense"),
+        ("maze2d-medium-dense-v1", "maze2d-medium-dense"),
+        ("AntMaze_UMazeDense-v4", None),
     ],
 )
 def test_reference_by_name(name, task):

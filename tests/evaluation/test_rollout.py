@@ -193,6 +193,8 @@ def test_actions_are_clipped_and_checked():
         ({"num_episodes": 0}, "num_episodes must be at least 1, got 0"),
         ({"reference": (2.0, 2.0)}, "reference: expected two different returns"),
         ({"env_id": "edp/Discrete-v0"}, "action space of edp/Discrete-v0: expected a Box"),
+        ({"env_id": "edp/Nothing-v0"}, "environment: expected one that .* got 'edp/Nothing-v0' .* correct the id"),
+        ({"env_id": "no_such_module:Maze-v0"}, "got 'no_such_module:Maze-v0' .* pip install gymnasium-robotics"),
         ({"observation_keys": ["left"]}, "observation_keys: expected None"),
     ],
 )

@@ -42,7 +42,7 @@ class OfflineDataset:
         episode_lengths: transitions of each episode ``[E]``.
         dataset_id: Minari's id; ids that begin with ``local/`` are this library's counterparts, not Farama's
             sets.
-        env_id: Gymnasium id of the environment, ``env_kwargs`` its arguments.
+        env_id: Gymnasium id of the environment for evaluation, ``env_kwargs`` its arguments.
         observation_keys: entries of a dict observation, in the order of their concatenation.
         reference: returns that score 0 and 100.
         max_episode_steps: step limit for evaluation (D4RL's where it has one, else the environment's).

@@ -19,6 +19,7 @@ import numpy as np
 
 from torchrl_edp.data.checks import DatasetError, as_flags, as_floats, problem
 from torchrl_edp.data.dataset import OfflineDataset, build_dataset
+from torchrl_edp.data.environment import evaluation_env
 from torchrl_edp.data.scores import ReferenceScore, reference_for
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def load_minari(
         action_high=space.high,
         clip_actions=clip_actions,
         observation_keys=keys,
-        **_about(source.spec.dataset_id, source.spec.env_spec, metadata, len(episodes)),
+        **_about(source, metadata, len(episodes)),
     )
 
 
@@ -276,9 +277,10 @@ def _observation_keys(space: Any, keys: tuple[str, ...] | None) -> tuple[str, ..
     return keys
 
 
-def _about(dataset_id: str, env_spec: Any, metadata: dict[str, Any], episodes: int) -> dict[str, Any]:
-    env_id = None if env_spec is None else env_spec.id
-    limit = None if env_spec is None else env_spec.max_episode_steps
+def _about(source: MinariDataset, metadata: dict[str, Any], episodes: int) -> dict[str, Any]:
+    dataset_id = source.spec.dataset_id
+    # Minari 0.5.4 has no public name for the evaluation environment's spec.
+    env_id, env_kwargs, limit = evaluation_env(source.spec.env_spec, getattr(source, "_eval_env_spec", None))
     reference = reference_for(dataset_id) or (reference_for(env_id) if env_id else None)
     if reference is None and {"ref_min_score", "ref_max_score"} <= metadata.keys():
         low, high = metadata["ref_min_score"], metadata["ref_max_score"]
@@ -300,7 +302,7 @@ def _about(dataset_id: str, env_spec: Any, metadata: dict[str, Any], episodes: i
     return {
         "dataset_id": dataset_id,
         "env_id": env_id,
-        "env_kwargs": {} if env_spec is None else dict(env_spec.kwargs),
+        "env_kwargs": env_kwargs,
         "reference": reference,
         "max_episode_steps": reference.max_episode_steps if reference else limit,
         "parts": parts,

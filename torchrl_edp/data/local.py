@@ -1,6 +1,7 @@
 """Data sets made on this machine by the package's behaviour policies, for work without a network.
 
-They are counterparts of the public sets in kind, not in content: other policies, other environment versions.
+They are counterparts of the public sets in kind, not in content: other policies, other environment versions. Mazes
+are walked through by a script (:mod:`torchrl_edp.data.maze`), as for D4RL.
 Hence their ids begin with ``local/``, and their scores are never comparable with D4RL's.
 """
 
@@ -12,30 +13,34 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from torchrl_edp.data.behavior import BehaviorPolicy, list_behaviors, load_behavior
 from torchrl_edp.data.checks import problem
+from torchrl_edp.data.collect import Episode, collect_episodes
 from torchrl_edp.data.dataset import OfflineDataset
 from torchrl_edp.data.loading import load_minari
+from torchrl_edp.data.maze import MAZES, WaypointController
 from torchrl_edp.data.scores import reference_for
-from torchrl_edp.data.transforms import ActionScaler
 
 NUM_STEPS = 100_000
-NUM_ENVS = 32
 LEVELS = {"medium": ("medium",), "expert": ("expert",), "medium-expert": ("medium", "expert")}
+PARTS = ("medium", "expert", "waypoints")  # a part's place seeds it
+Behavior = BehaviorPolicy | WaypointController
 
 
 def list_local_counterparts(behavior_dir: Path | None = None) -> list[str]:
-    """Ids that :func:`make_local_dataset` can make, given the behaviour policies that exist."""
+    """Ids that :func:`make_local_dataset` can make, given the behaviour policies that exist.
+
+    Mazes need no policy, only the extra ``robotics``; with a ``behavior_dir`` of your own they are left out.
+    """
     found = list_behaviors(behavior_dir)
-    return [f"local/{t}/{n}-v0" for t, have in found.items() for n, need in LEVELS.items() if {*need} <= {*have}]
+    ids = [f"local/{t}/{n}-v0" for t, have in found.items() for n, need in LEVELS.items() if {*need} <= {*have}]
+    return ids if behavior_dir else [*ids, *(f"local/pointmaze/{maze}-v0" for maze in MAZES)]
 
 
 def make_local_dataset(
@@ -66,7 +71,7 @@ def make_local_dataset(
 
     Raises:
         DatasetError: for unknown ids, where a behaviour policy is missing or does not fit, where its roll-outs
-            are not valid data, or where they cannot be written.
+            are not valid data, where they cannot be written, or for mazes without gymnasium-robotics.
 
     Examples:
         >>> from torchrl_edp.data import make_local_dataset
@@ -78,7 +83,11 @@ def make_local_dataset(
     for name, value, least in (("num_steps", num_steps, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             raise problem(name, f"a whole number, at least {least}", repr(value), f"Give {name} as an int.")
-    policies = {part: load_behavior(task, part, behavior_dir) for part in LEVELS[level]}
+    policies: dict[str, Behavior]
+    if task == "pointmaze" and behavior_dir is None:
+        policies = {"waypoints": WaypointController(level)}
+    else:
+        policies = {part: load_behavior(task, part, behavior_dir) for part in LEVELS[level]}
     recipe = {
         "num_steps": int(num_steps),
         "seed": int(seed),
@@ -98,7 +107,7 @@ def make_local_dataset(
 
 def _parse(dataset_id: str, behavior_dir: Path | None) -> tuple[str, str]:
     match = re.fullmatch(r"local/(\w+)/([\w-]+?)-v0", str(dataset_id))
-    if not match or match[2] not in LEVELS or dataset_id not in list_local_counterparts(behavior_dir):
+    if not match or dataset_id not in list_local_counterparts(behavior_dir):
         existing = list_local_counterparts(behavior_dir)
         remedy = "Choose one of these, or train the missing behaviour policy with examples/train_behavior.py."
         raise problem("local data set", f"one of {existing}", repr(dataset_id), remedy)
@@ -123,7 +132,7 @@ def _is_current(target: Path, recipe: dict[str, Any]) -> bool:
 
 
 def _make(
-    dataset_id: str, target: Path, policies: dict[str, BehaviorPolicy], recipe: dict[str, Any], progress: bool
+    dataset_id: str, target: Path, policies: dict[str, Behavior], recipe: dict[str, Any], progress: bool
 ) -> OfflineDataset:
     """Roll out, write beside the target, load (which checks everything), and only then rename."""
     from tqdm import tqdm
@@ -131,20 +140,26 @@ def _make(
     total = recipe["num_steps"] * len(policies)
     with tqdm(total=total, desc=f"making {dataset_id}", unit="step", disable=None if progress else True) as bar:
         parts = {
-            part: collect_episodes(policy, recipe["num_steps"], [recipe["seed"], [*LEVELS].index(part)], bar)
+            part: _collect(policy, recipe["num_steps"], [recipe["seed"], PARTS.index(part)], bar)
             for part, policy in policies.items()
         }
     recipe = {**recipe, "episodes": {part: len(episodes) for part, episodes in parts.items()}}
     policy = next(iter(policies.values()))
     episodes = [episode for part in parts.values() for episode in part]
     with _staging(target) as root:
-        _write(dataset_id, episodes, policy.card["env_id"], recipe)
+        _write(dataset_id, episodes, policy, recipe)
         data = load_minari(root / dataset_id)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             target.rename(root / "replaced")
         (root / dataset_id).rename(target)
     return data
+
+
+def _collect(policy: Behavior, num_steps: int, seed: list[int], bar: Any) -> list[Episode]:
+    if isinstance(policy, WaypointController):
+        return policy.collect(num_steps, seed, bar)
+    return collect_episodes(policy, num_steps, seed, bar)
 
 
 @contextmanager
@@ -164,80 +179,8 @@ def _staging(target: Path) -> Iterator[Path]:
                 os.environ["MINARI_DATASETS_PATH"] = before
 
 
-@dataclass
-class Episode:
-    """One roll-out: T + 1 observations, T actions and rewards; ``terminated`` tells how it ended."""
-
-    observations: list[np.ndarray]
-    actions: list[np.ndarray] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    terminated: bool = False
-
-
-def collect_episodes(policy: BehaviorPolicy, num_steps: int, seed: list[int], bar: Any = None) -> list[Episode]:
-    """Whole episodes with at least ``num_steps`` transitions in all, from environments side by side.
-
-    Without bias towards short or long episodes: whether another episode starts depends on the past alone,
-    every episode that starts is finished and kept, so that each kept one is a fresh draw (Wald). Keeping
-    those that *end* first would favour short ones; cutting at ``num_steps`` would leave an episode half.
-    """
-    count = min(NUM_ENVS, num_steps)
-    envs = _make_envs(policy, count)
-    *env_seeds, policy_seed = np.random.SeedSequence(seed).generate_state(count + 1).tolist()
-    resets: list[dict[str, Any]] = [{"seed": s} for s in env_seeds]  # seeded once; later episodes go on from there
-    generator = torch.Generator().manual_seed(policy_seed)
-    space: Any = envs[0].action_space
-    scaler = ActionScaler(space.low, space.high)
-    episodes: list[Episode] = []
-    running: dict[int, Episode] = {}
-    guess = getattr(envs[0].spec, "max_episode_steps", None) or 1000  # expected length, until one has ended
-    steps = done = 0
-    while True:
-        for slot in [slot for slot in range(count) if slot not in running]:
-            # Steps in sight: those of ended episodes, and for running ones at least the expected length.
-            if steps + sum(max(guess, len(e.rewards)) for e in running.values()) >= num_steps:
-                break
-            observation, _ = envs[slot].reset(**resets[slot])
-            resets[slot], running[slot] = {}, Episode([np.asarray(observation, np.float32)])
-            episodes.append(running[slot])
-        if not running:
-            break
-        latest = torch.from_numpy(np.stack([e.observations[-1] for e in running.values()]))
-        actions = scaler.inverse(policy(latest, generator)).numpy().clip(space.low, space.high)
-        for (slot, episode), action in zip(list(running.items()), actions, strict=True):
-            observation, reward, episode.terminated, truncated, _ = envs[slot].step(action)
-            episode.observations.append(np.asarray(observation, np.float32))
-            episode.actions.append(action)
-            episode.rewards.append(float(reward))
-            if episode.terminated or truncated:
-                del running[slot]
-                steps, done = steps + len(episode.rewards), done + 1
-                guess = steps / done
-        if bar is not None:
-            bar.update(len(actions))
-    for env in envs:
-        env.close()
-    return episodes
-
-
-def _make_envs(policy: BehaviorPolicy, count: int) -> list[Any]:
-    """The policy's environments; it must fit their spaces."""
+def _write(dataset_id: str, episodes: list[Episode], policy: Behavior, recipe: dict[str, Any]) -> None:
     import gymnasium
-
-    try:
-        envs = [gymnasium.make(policy.card["env_id"], disable_env_checker=True) for _ in range(count)]
-    except (gymnasium.error.Error, ImportError) as error:
-        got, remedy = f"{policy.card['env_id']!r} ({error!r})", "Install or register it; the policy's card names it."
-        raise problem("env_id", "an environment that Gymnasium can make", got, remedy) from error
-    linear = [layer for layer in policy.layers if isinstance(layer, torch.nn.Linear)]
-    expected = f"spaces of shape ({linear[0].in_features},) and ({linear[-1].out_features // 2},)"
-    got = f"{envs[0].observation_space.shape} and {envs[0].action_space.shape}"
-    if expected != f"spaces of shape {got}":
-        raise problem(f"environment {policy.card['env_id']}", expected, got, "Train a policy for this environment.")
-    return envs
-
-
-def _write(dataset_id: str, episodes: list[Episode], env_id: str, recipe: dict[str, Any]) -> None:
     import minari
     from minari.data_collector import EpisodeBuffer
 
@@ -247,24 +190,34 @@ def _write(dataset_id: str, episodes: list[Episode], env_id: str, recipe: dict[s
         buffers.append(
             EpisodeBuffer(
                 id=index,
-                observations=np.stack(episode.observations),
+                observations=_stack(episode.observations),
                 actions=np.stack(episode.actions),
                 rewards=np.array(episode.rewards),
                 terminations=last & episode.terminated,
                 truncations=last & (not episode.terminated),
             )
         )
-    reference = reference_for(dataset_id) or reference_for(env_id)
+    if isinstance(policy, WaypointController):
+        algorithm, spec = "scripted waypoints", policy.make_env().spec
+    else:
+        algorithm, spec = "SAC, sampled actions", gymnasium.spec(policy.card["env_id"])
+    reference = reference_for(dataset_id) or reference_for(spec.id)
     scores = {"ref_min_score": reference.min, "ref_max_score": reference.max} if reference else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Minari asks for an author's address and a permalink
         dataset = minari.create_dataset_from_buffers(
             dataset_id,
             buffers,
-            env=env_id,
-            algorithm_name="SAC, sampled actions",
+            env=spec,
+            algorithm_name=algorithm,
             description="Made on this machine by torchrl_edp's behaviour policies. A local counterpart, "
             "not D4RL's nor Farama's data: compare its scores with local runs only.",
             **scores,
         )
     dataset.storage.update_metadata({"local_counterpart": recipe})
+
+
+def _stack(observations: list[Any]) -> Any:
+    if isinstance(observations[0], dict):
+        return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+    return np.stack(observations)

@@ -34,6 +34,9 @@ REFERENCE_SCORES: dict[str, ReferenceScore] = {
     "maze2d-umaze": ReferenceScore(23.85, 161.86, 300),
     "maze2d-medium": ReferenceScore(13.13, 277.39, 600),
     "maze2d-large": ReferenceScore(6.7, 273.99, 800),
+    "maze2d-umaze-dense": ReferenceScore(68.537689, 193.66285642381482, 300),
+    "maze2d-medium-dense": ReferenceScore(44.264742, 297.4552547777125, 600),
+    "maze2d-large-dense": ReferenceScore(30.569041, 303.4857382709002, 800),
 }
 """D4RL's references by task (https://github.com/Farama-Foundation/D4RL, ``d4rl/infos.py``)."""
 
@@ -53,9 +56,11 @@ def reference_for(name: str) -> ReferenceScore | None:
         >>> reference_for("InvertedPendulum-v5") is None
         True
     """
-    words = [re.sub("^(adroithand|franka)", "", word) for word in re.split("[^a-z0-9]+", name.lower())]
+    separated = re.sub("(dense)", r"-\1", name.lower())  # PointMaze_UMazeDense-v3
+    words = [re.sub("^(adroithand|franka)", "", word) for word in re.split("[^a-z0-9]+", separated)]
     family = next((_FAMILIES[word] for word in words if word in _FAMILIES), None)
-    tasks = [f"{family}-{word}" if family else word for word in words]
+    dense = "-dense" if "dense" in words else ""
+    tasks = [f"{family}-{word}{dense}" if family else word for word in words]
     return next((REFERENCE_SCORES[task] for task in tasks if task in REFERENCE_SCORES), None)
 
 

@@ -85,7 +85,7 @@ class PolicyEvaluator:
 
     Raises:
         ValueError: if episodes would have no end, if observations are a dict and `observation_keys`
-            does not name its entries, or if a space is not a Box.
+            does not name its entries, if a space is not a Box, or if the environment is not installed.
 
     Example:
         >>> from tensordict.nn import TensorDictModule
@@ -115,7 +115,13 @@ class PolicyEvaluator:
             raise ValueError(f"reference: expected two different returns, got {reference}")
         self.reference = reference
         options = {"max_episode_steps": max_steps, "disable_env_checker": True, **(env_kwargs or {})}
-        self.envs = [gymnasium.make(env_id, **options) for _ in range(num_episodes)]
+        try:
+            self.envs = [gymnasium.make(env_id, **options) for _ in range(num_episodes)]
+        except (gymnasium.error.Error, ImportError) as error:
+            raise ValueError(
+                f"environment: expected one that Gymnasium can make here, got {env_id!r} ({error}). Install the "
+                "package that has it (mazes, Adroit, FrankaKitchen: pip install gymnasium-robotics), or correct the id."
+            ) from error
         env = self.envs[0]
         if env.spec is None or env.spec.max_episode_steps is None:
             raise ValueError(f"{env_id} has no step limit of its own: pass max_steps")
