@@ -60,6 +60,14 @@ def about(**changes: Any) -> Prepare:
     return minari_set(damage)
 
 
+def uninstalled(data: Path) -> None:
+    """Spaces have to come from an environment that is not installed."""
+    known = json.loads((data / "metadata.json").read_text())
+    del known["observation_space"]
+    spec = gymnasium.envs.registration.EnvSpec("Maze-v0", entry_point="no_such_package.envs:Maze")
+    (data / "metadata.json").write_text(json.dumps({**known, "env_spec": spec.to_json()}))
+
+
 def spaces(**options: Any) -> Prepare:
     """Episodes under another space."""
 
@@ -192,6 +200,7 @@ MINARI: dict[str, Case] = {
     "steps as text": (about(total_steps="7"), f"total_steps in .*metadata.json: {WHOLE}", "'7'", DELETE),
     "steps NaN": (about(total_steps=np.nan), f"total_steps in .*metadata.json: {WHOLE}", "nan", DELETE),
     "negative episodes": (about(total_episodes=-1), f"total_episodes in .*metadata.json: {WHOLE}", "-1", DELETE),
+    "no environment": (minari_set(uninstalled), READABLE, "No module named 'no_such_package'", "Install its env"),
     "no id": (about(dataset_id=None), "dataset_id in .*metadata.json: expected a text", "None", DELETE),
     "no action space": (about(action_space=None), "action_space in .*metadata.json: expected a text", "None", DELETE),
     "unknown format": (about(data_format="zarr"), READABLE, "KeyError: 'zarr'", DELETE),

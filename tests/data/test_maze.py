@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from torchrl_edp.evaluation import PolicyEvaluator
 gymnasium_robotics = pytest.importorskip("gymnasium_robotics", reason="gymnasium-robotics is not installed")
 
 UMAZE = "local/pointmaze/umaze-v0"
+GOAL_CELLS = {"umaze": (1, 1), "medium": (6, 6), "large": (7, 9)}  # of D4RL's maze2d
 GOALS_IN_20K_STEPS = {"umaze": 280, "medium": 140, "large": 84}  # of another implementation of D4RL's controller
 
 
@@ -55,7 +57,7 @@ def test_paths_are_shortest_and_keep_off_walls(env):
 def test_the_evaluation_goal_is_d4rls(env):
     """Goals at the ends of D4RL's mazes, drawn anew around that cell; starts anywhere else."""
     inner = env.unwrapped
-    goal, starts = MAZES[env.name][1], set()
+    goal, starts = GOAL_CELLS[env.name], set()
     for seed in range(200):
         observation, _ = env.reset(seed=seed)
         offset = observation["desired_goal"] - inner.maze.cell_rowcol_to_xy(goal)
@@ -117,9 +119,27 @@ def test_actions_follow_the_rule(env):
     quartiles = np.quantile(actions, [0.25, 0.75], axis=0)
     assert quartiles[1] - quartiles[0] == pytest.approx([2 * 0.6745 * NOISE] * 2, rel=0.1)
     assert len(inside) > 3000 and actions.min() == -1 and actions.max() == 1
-    walk.waypoints.appendleft(position + [0.06, 0.06])  # within 0.1: on to the next one
-    walk.act(observation)
-    assert len(walk.waypoints) == 1
+    for offset, left in ((0.08, 2), (0.06, 1)):  # within 0.1: on to the next one
+        walk.waypoints.appendleft(position + offset)
+        walk.act(observation)
+        assert len(walk.waypoints) == left
+        walk.waypoints = deque([walk.waypoints[-1]])
+
+
+def test_waypoints_lie_beside_the_centres_and_the_last_one_on_it(env):
+    inner = env.unwrapped.maze
+    walk, offsets = Walk(inner, np.random.default_rng(0)), []
+    start = (1, 1)
+    for _ in range(200):
+        waypoints = list(walk._plan(inner.cell_rowcol_to_xy(start)))
+        cells = [tuple(inner.cell_xy_to_rowcol(waypoint).tolist()) for waypoint in waypoints]
+        assert cells == shortest_path(inner.maze_map, start, cells[-1]) and cells[-1] != start
+        assert waypoints[-1].tolist() == inner.cell_rowcol_to_xy(cells[-1]).tolist()
+        offsets += [w - inner.cell_rowcol_to_xy(cell) for w, cell in zip(waypoints[:-1], cells, strict=False)]
+        start = cells[-1]
+    offsets = np.stack(offsets)
+    assert (offsets <= 0).all() and (offsets >= -0.2).all()
+    assert offsets.mean(0) == pytest.approx([-0.1, -0.1], abs=0.02) and offsets.min() < -0.18 < -0.02 < offsets.max()
 
 
 def head_for_goal(maze_map, to_cell, to_xy):

@@ -184,6 +184,8 @@ def _damaged(folder: str | os.PathLike[str], error: Exception) -> DatasetError:
     remedy = REMEDY
     if isinstance(error, PermissionError):
         remedy = "You may not read it: ask its owner for the right (chmod -R u+rX), or set MINARI_DATASETS_PATH."
+    if isinstance(error, ImportError):  # spaces that are not in the metadata come from the environment
+        remedy = "Install its environment's package (mazes, Adroit, FrankaKitchen: pip install gymnasium-robotics)."
     return problem(str(folder), "a readable Minari data set", f"{type(error).__name__}: {error}", remedy)
 
 

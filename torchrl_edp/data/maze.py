@@ -39,7 +39,7 @@ class WaypointController:
     Raises:
         DatasetError: where gymnasium-robotics is not installed.
 
-    Source: Sec. 5 and App. C of https://arxiv.org/abs/2004.07219.
+    Source: the maze2d data of https://arxiv.org/abs/2004.07219.
     """
 
     def __init__(self, maze: str) -> None:
