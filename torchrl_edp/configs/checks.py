@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import reduce
+from typing import Any
 
 import torch
 
@@ -14,7 +15,8 @@ from torchrl_edp.configs.experiments import LOSSES
 from torchrl_edp.diffusion import check_interval
 from torchrl_edp.objectives.common import check_choice
 from torchrl_edp.training.build import build_actor, build_qvalue, build_selector, build_value
-from torchrl_edp.training.settings import ExperimentSettings
+from torchrl_edp.training.feed_forward import build_feed_forward_loss
+from torchrl_edp.training.settings import ExperimentSettings, FeedForwardSettings, RunSettings
 
 BACKENDS = ("", "csv", "tensorboard", "wandb", "mlflow", "trackio")
 _COUNT, _SHARE = "[1, inf)", "[0, 1]"
@@ -32,6 +34,14 @@ _INTERVALS = {
     "optim.actor_tau": _SHARE,
     "optim.actor_every": _COUNT,
     "optim.actor_start": "[0, inf)",
+    "optim.policy_every": _COUNT,
+    "loss.gamma": _SHARE,
+    "loss.num_qvalue_nets": _COUNT,
+    "loss.alpha": "[0, inf)",
+    "loss.policy_noise": "[0, inf)",
+    "loss.noise_clip": "[0, inf)",
+    "loss.temperature": "[0, inf)",
+    "loss.expectile": "(0, 1)",
     "logger.eval_iter": "[0, inf)",
     "logger.eval_envs": _COUNT,
     "logger.log_iter": _COUNT,
@@ -40,7 +50,7 @@ _INTERVALS = {
 }
 
 
-def check_settings(cfg: ExperimentSettings) -> None:
+def check_settings(cfg: RunSettings) -> None:
     """Exit with a helpful message if a run of these settings cannot work.
 
     Numbers must lie where they mean something; networks, loss and policy are built once at the smallest size, so that
@@ -63,20 +73,35 @@ def check_settings(cfg: ExperimentSettings) -> None:
     """
     with _refused(""):
         for key, interval in _INTERVALS.items():
-            value = reduce(getattr, key.split("."), cfg)
+            value = reduce(_entry, key.split("."), cfg)
             if value is not None:
                 check_interval(key, value, interval)
         check_choice("logger.backend", cfg.logger.backend, BACKENDS)
         _check_device(cfg.optim.device)
-        _check_candidates(cfg)
+        if isinstance(cfg, ExperimentSettings):
+            _check_candidates(cfg)
     with torch.random.fork_rng(devices=[]):
         _build(cfg)
 
 
-def _build(cfg: ExperimentSettings) -> None:
+def _entry(node: Any, name: str) -> Any:
+    return getattr(node, name, None)  # not every script has every setting
+
+
+def _build(cfg: RunSettings) -> None:
     with _refused("network or diffusion"):
         if not cfg.network.hidden_sizes:
             raise ValueError("network.hidden_sizes must be one or more positive widths, got [].")
+    if isinstance(cfg, ExperimentSettings):
+        _build_diffusion(cfg)
+    else:
+        assert isinstance(cfg, FeedForwardSettings)
+        with _refused("network or loss"):
+            build_feed_forward_loss(cfg, 1, 1)
+
+
+def _build_diffusion(cfg: ExperimentSettings) -> None:
+    with _refused("network or diffusion"):
         actor = build_actor(1, 1, cfg.network, cfg.diffusion)
         qvalue, value = build_qvalue(1, 1, cfg.network), build_value(1, cfg.network)
     loss_class = LOSSES[type(cfg.loss)]

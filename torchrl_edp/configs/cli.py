@@ -21,14 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_edp.configs.checks import check_settings
-from torchrl_edp.configs.experiments import EXPERIMENTS
+from torchrl_edp.configs.experiments import SCHEMAS
 from torchrl_edp.configs.presets import PRESETS, apply_preset
 from torchrl_edp.configs.resume import resume_overrides
 from torchrl_edp.data import DatasetError
 from torchrl_edp.training.checkpoint import CheckpointError
 from torchrl_edp.training.lock import RunLockError
 from torchrl_edp.training.run import RunFolder
-from torchrl_edp.training.settings import ExperimentSettings
+from torchrl_edp.training.settings import RunSettings
 
 RUN_DIR = "hydra.run.dir=runs/{name}/${{dataset}}/seed${{seed}}_${{now:%Y-%m-%d_%H-%M-%S}}"
 
@@ -40,13 +40,13 @@ def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
     in the one that ``resume`` names. Errors that tell a user what to do come without a traceback.
 
     Args:
-        name: ``"edp_iql"``, ``"edp_td3"`` or ``"edp_crr"``.
+        name: ``"edp_iql"``, ``"edp_td3"``, ``"edp_crr"``, or a feed-forward algorithm: a key of ``SCHEMAS``.
         job: takes the resolved configuration; see :func:`start`.
     """
     # What tensordict says while it is being compiled concerns nobody who runs this.
     warnings.filterwarnings("ignore", message="Using lock_|torch._dynamo.config.inline_inbuilt_nn_modules")
-    check_overrides(EXPERIMENTS[name])
-    ConfigStore.instance().store(name=name, node=EXPERIMENTS[name])
+    check_overrides(SCHEMAS[name])
+    ConfigStore.instance().store(name=name, node=SCHEMAS[name])
     sys.argv[1:] = resume_overrides(name, sys.argv[1:]) or [RUN_DIR.format(name=name), *sys.argv[1:]]
 
     @functools.wraps(job)
@@ -59,7 +59,7 @@ def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
     hydra.main(version_base="1.3", config_path=None, config_name=name)(run)()
 
 
-def start(config: DictConfig) -> tuple[ExperimentSettings, RunFolder]:
+def start(config: DictConfig) -> tuple[RunSettings, RunFolder]:
     """Settings and folder of the Hydra job that is running: its preset applied, its seed set.
 
     Raises:

@@ -7,9 +7,18 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 from torchrl_edp.configs.signature import loss_fields
-from torchrl_edp.objectives import EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
+from torchrl_edp.objectives import CRRLoss, EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
 from torchrl_edp.objectives.common import EDPLoss
-from torchrl_edp.training.settings import ExperimentSettings
+from torchrl_edp.training.build import choice
+from torchrl_edp.training.settings import (
+    ALGORITHMS,
+    ExperimentSettings,
+    FeedForwardOptimSettings,
+    FeedForwardSettings,
+    RunSettings,
+)
+
+DISTANCES = ("l2", "l1", "smooth_l1")
 
 # Arguments that a script sets itself, or that concern other pipelines than its own.
 _NOT_SETTINGS = (
@@ -69,3 +78,78 @@ EXPERIMENTS: dict[str, type[ExperimentSettings]] = {
     "edp_td3": EDPTD3Config,
     "edp_crr": EDPCRRConfig,
 }
+
+
+@dataclass
+class TD3BCLossSettings:
+    """Arguments of ``torchrl.objectives.TD3BCLoss``. Defaults: the paper's, https://arxiv.org/abs/2106.06860."""
+
+    gamma: float = 0.99
+    num_qvalue_nets: int = 2
+    loss_function: str = choice("l2", DISTANCES)
+    alpha: float = 2.5
+    policy_noise: float = 0.2
+    noise_clip: float = 0.5
+
+
+@dataclass
+class IQLLossSettings:
+    """Arguments of ``torchrl.objectives.IQLLoss``. Defaults: the paper's, https://arxiv.org/abs/2110.06169."""
+
+    gamma: float = 0.99
+    num_qvalue_nets: int = 2
+    loss_function: str = choice("l2", DISTANCES)
+    temperature: float = 3.0
+    expectile: float = 0.7
+
+
+@dataclass
+class BCLossSettings:
+    """Behaviour cloning has none."""
+
+
+CRRLossSettings = _loss_settings(CRRLoss)
+
+
+@dataclass
+class TD3BCConfig(FeedForwardSettings):
+    """Everything ``examples/feed_forward.py algorithm=td3_bc`` can be told."""
+
+    algorithm: str = choice("td3_bc", ALGORITHMS)
+    loss: Any = field(default_factory=TD3BCLossSettings)
+    optim: FeedForwardOptimSettings = field(default_factory=lambda: FeedForwardOptimSettings(policy_every=2))
+
+
+@dataclass
+class IQLConfig(FeedForwardSettings):
+    """Everything ``examples/feed_forward.py algorithm=iql`` can be told."""
+
+    algorithm: str = choice("iql", ALGORITHMS)
+    loss: Any = field(default_factory=IQLLossSettings)
+    optim: FeedForwardOptimSettings = field(default_factory=lambda: FeedForwardOptimSettings(decay="cosine"))
+
+
+@dataclass
+class CRRConfig(FeedForwardSettings):
+    """Everything ``examples/feed_forward.py algorithm=crr`` can be told."""
+
+    algorithm: str = choice("crr", ALGORITHMS)
+    loss: Any = field(default_factory=CRRLossSettings)
+
+
+@dataclass
+class BCConfig(FeedForwardSettings):
+    """Everything ``examples/feed_forward.py algorithm=bc`` can be told."""
+
+    algorithm: str = choice("bc", ALGORITHMS)
+    loss: Any = field(default_factory=BCLossSettings)
+
+
+FEED_FORWARD: dict[str, type[FeedForwardSettings]] = {
+    "td3_bc": TD3BCConfig,
+    "iql": IQLConfig,
+    "crr": CRRConfig,
+    "bc": BCConfig,
+}
+COUNTERPARTS = {"td3_bc": "edp_td3", "iql": "edp_iql", "crr": "edp_crr", "bc": "edp_iql"}
+SCHEMAS: dict[str, type[RunSettings]] = {**EXPERIMENTS, **FEED_FORWARD}

@@ -17,6 +17,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from torchrl_edp.configs.experiments import COUNTERPARTS
+from torchrl_edp.configs.feed_forward import feed_forward_values
 from torchrl_edp.training.settings import ExperimentSettings
 
 PRESETS = ("default", "paper", "reference", "reference-dpm")
@@ -192,6 +194,8 @@ def preset_values(preset: str, experiment: str, dataset: str) -> dict[str, Any]:
     if preset == "default":
         return {}
     domain = domain_of(dataset)
+    if experiment in COUNTERPARTS:
+        return feed_forward_values(experiment, domain, preset_values(preset, COUNTERPARTS[experiment], dataset))
     values = {**_COMMON, "data.reward_rule": _reward_rule(experiment, domain), **_COMMON_BY_LOSS[experiment]}
     if preset == "paper":
         values |= {**_PAPER, **_PAPER_BY_LOSS[experiment], **_PAPER_BY_DOMAIN[domain]}
@@ -221,7 +225,7 @@ def apply_preset(config: DictConfig, experiment: str, overrides: Sequence[str] =
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     chosen = {override.key_or_group: override for override in parsed}
     solver = values.get("diffusion.solver", ExperimentSettings().diffusion.solver)
-    if config.diffusion.solver != solver and "diffusion.solver" in chosen:
+    if "diffusion.solver" in chosen and config.diffusion.solver != solver:
         calls = None if config.diffusion.solver == "ddpm" else 15
         values |= {"diffusion.solver_kwargs": {}, "diffusion.num_calls": calls}
     config = config.copy()

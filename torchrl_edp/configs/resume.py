@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchrl_edp.configs.experiments import EXPERIMENTS
+from torchrl_edp.configs.experiments import FEED_FORWARD, SCHEMAS
 from torchrl_edp.training.checkpoint import CheckpointStore
 
 
@@ -25,7 +25,7 @@ def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     if wanted == "null" or "hydra.run.dir" in given:
         return []
     if wanted == "auto":
-        defaults = EXPERIMENTS[name]
+        defaults = SCHEMAS[name]
         dataset, seed = (given.get(key, str(getattr(defaults, key))) for key in ("dataset", "seed"))
         folders = sorted(Path("runs", name, dataset).glob(f"seed{seed}_*"))
         return [f"hydra.run.dir='{folders[-1]}'", *overrides] if folders else []
@@ -37,6 +37,7 @@ def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     run = checkpoint.info["run"]
     if run["experiment"] != name:
         found = run["experiment"]
-        raise SystemExit(f"resume: expected a run of {name}, got {wanted!r}, one of {found}: use examples/{found}.py.")
+        script = f"feed_forward.py algorithm={found}" if found in FEED_FORWARD else f"{found}.py"
+        raise SystemExit(f"resume: expected a run of {name}, got {wanted!r}, one of {found}: use examples/{script}.")
     kept = [override for override in run["overrides"] if override.split("=", 1)[0] not in ("resume", "resume_changed")]
     return [f"hydra.run.dir='{wanted}'", *kept, *overrides]

@@ -2,6 +2,7 @@
 
 from torchrl_edp.modules.actor import DiffusionSampler, EDPActor
 from torchrl_edp.modules.adapter import ScoreNetworkAdapter, as_edp_actor
+from torchrl_edp.modules.feed_forward import tanh_actor, tanh_gaussian_actor
 from torchrl_edp.modules.frozen import FrozenPolicy
 from torchrl_edp.modules.networks import Mish, NoisePredictionMLP, QValueNetwork, StepEmbedding, ValueNetwork
 from torchrl_edp.modules.selection import EnergyBasedActionSelector
@@ -18,4 +19,6 @@ __all__ = [
     "StepEmbedding",
     "ValueNetwork",
     "as_edp_actor",
+    "tanh_actor",
+    "tanh_gaussian_actor",
 ]

@@ -122,7 +122,7 @@ class NoisePredictionMLP(nn.Module):
         super().__init__()
         self.action_size = action_size
         self.embedding = StepEmbedding(embedding_size)
-        self.net = _mlp(
+        self.net = mlp(
             observation_size + action_size + embedding_size, action_size, hidden_sizes, activation, layer_norm
         )
 
@@ -180,7 +180,7 @@ class QValueNetwork(nn.Module):
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.net = _mlp(observation_size + action_size, 1, hidden_sizes, activation, layer_norm)
+        self.net = mlp(observation_size + action_size, 1, hidden_sizes, activation, layer_norm)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """The value [*B, 1] of ``action`` [*B, A] at ``observation`` [*B, O]."""
@@ -204,7 +204,7 @@ class ValueNetwork(nn.Module):
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.net = _mlp(observation_size, 1, hidden_sizes, activation, layer_norm)
+        self.net = mlp(observation_size, 1, hidden_sizes, activation, layer_norm)
 
     def forward(self, observation: Tensor) -> Tensor:
         """The value [*B, 1] of ``observation`` [*B, O]."""
@@ -215,9 +215,13 @@ def _steps(step: float, like: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.full(shape, step, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
-def _mlp(
-    in_size: int, out_size: int, hidden_sizes: Sequence[int], activation: type[nn.Module], layer_norm: bool
-) -> MLP:
+def mlp(in_size: int, out_size: int, hidden_sizes: Sequence[int], activation: type[nn.Module], layer_norm: bool) -> MLP:
+    """The trunk of all networks.
+
+    Examples:
+        >>> mlp(11, 3, (256, 256), nn.ReLU, layer_norm=False)(torch.zeros(4, 11)).shape
+        torch.Size([4, 3])
+    """
     if any(width < 1 for width in hidden_sizes):
         raise ValueError(f"hidden_sizes must be positive widths, got {list(hidden_sizes)}.")
     return MLP(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict import TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from torchrl_edp.diffusion import Bounds, add_noise, check_interval, ddim_from_step
 from torchrl_edp.modules import DiffusionSampler, EDPActor, as_edp_actor
-from torchrl_edp.objectives.critics import CriticEnsembleLoss
-from torchrl_edp.objectives.functional import Aggregation, StepTable, StepWeighting, aggregate_qvalues, step_weights
+from torchrl_edp.objectives.critics import CriticEnsembleLoss, check_choice
+from torchrl_edp.objectives.functional import Aggregation, StepTable, StepWeighting, step_weights
 
 ActionReduction = Literal["mean", "sum"]
 GuidanceStart = Literal["data", "noise"]
@@ -48,40 +47,24 @@ class EDPLoss(CriticEnsembleLoss):
     """
 
     @dataclass
-    class _AcceptedKeys:
-        """Tensordict keys that ``set_keys`` can change.
+    class _AcceptedKeys(CriticEnsembleLoss._AcceptedKeys):
+        """Those of every loss with critics, and two more.
 
         Attributes:
-            action: data-set action. Default ``"action"``.
-            state_action_value: state-action value. Default ``"state_action_value"``.
-            priority: where the TD error is written for prioritised replay. Default ``"td_error"``.
-            priority_weight: importance weight read from prioritised replay. Default ``"priority_weight"``.
-            reward, done, terminated: as in every TorchRL loss.
             diffusion_step: optional input, the step of every sample, integers [*B] in 0..K-1; drawn if absent.
             diffusion_noise: optional input, the noise of every sample [*B, A]; drawn if absent.
         """
 
-        action: NestedKey = "action"
-        state_action_value: NestedKey = "state_action_value"
-        priority: NestedKey = "td_error"
-        priority_weight: NestedKey = "priority_weight"
-        reward: NestedKey = "reward"
-        done: NestedKey = "done"
-        terminated: NestedKey = "terminated"
         diffusion_step: NestedKey = "diffusion_step"
         diffusion_noise: NestedKey = "diffusion_noise"
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    out_keys: list[NestedKey]
-    terms: tuple[str, ...] = ("actor_loss", "qvalue_loss")
-    sequential_terms: tuple[str, ...] = ("qvalue_loss", "actor_loss")  # the order of Alg. 1
 
     actor_network: EDPActor
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams
     _guidance_table: StepTable
-    _shared: dict[str, Tensor] | None = None  # what several terms of one forward call need
 
     def __init__(
         self,
@@ -101,19 +84,20 @@ class EDPLoss(CriticEnsembleLoss):
         deactivate_vmap: bool,
         use_prioritized_weights: str | bool,
     ) -> None:
-        self._in_keys: list[NestedKey] = []
-        super().__init__()
+        super().__init__(
+            qvalue_aggregation=qvalue_aggregation,
+            pessimism=pessimism,
+            loss_function=loss_function,
+            reduction=reduction,
+            scalar_output_mode=scalar_output_mode,
+            deactivate_vmap=deactivate_vmap,
+            use_prioritized_weights=use_prioritized_weights,
+        )
         check_choice("action_reduction", action_reduction, ("mean", "sum"))
-        check_choice("scalar_output_mode", scalar_output_mode, (None, "exclude", "non_tensor"))
         check_choice("guidance_start", guidance_start, ("data", "noise"))
         if guidance_start == "noise" and guidance_steps is not None:
             raise ValueError("With guidance_start='noise' guidance has no diffusion step: guidance_steps must be None.")
-        check_choice("loss_function", loss_function, ("l2", "l1", "smooth_l1"))
-        check_choice("reduction", reduction, (None, "mean", "sum", "none"))
-        check_choice("use_prioritized_weights", use_prioritized_weights, ("auto", True, False))
         check_interval("guidance_weight", guidance_weight, "[0, inf)")
-        check_interval("pessimism", pessimism, "[0, inf)")
-        aggregate_qvalues(torch.zeros(1), qvalue_aggregation, pessimism)  # refuses an unknown name now
         self.guidance_weight = guidance_weight
         self.guidance_weighting = guidance_weighting
         self.guidance_steps = guidance_steps
@@ -121,15 +105,6 @@ class EDPLoss(CriticEnsembleLoss):
         self.approximation_steps = approximation_steps
         self.clip_approximation = clip_approximation
         self.action_reduction = action_reduction
-        self.qvalue_aggregation = qvalue_aggregation
-        self.pessimism = pessimism
-        self.loss_function = loss_function
-        self.reduction = "mean" if reduction is None else reduction
-        self.scalar_output_mode = scalar_output_mode
-        self.deactivate_vmap = deactivate_vmap
-        self.use_prioritized_weights = use_prioritized_weights
-        if self.reduction == "none" and scalar_output_mode == "exclude":
-            self.out_keys = [key for key in self.out_keys if key.startswith("loss_")]
 
     def _set_actor(self, actor_network: TensorDictModule, delay_actor: bool) -> None:
         actor = as_edp_actor(actor_network)
@@ -158,17 +133,6 @@ class EDPLoss(CriticEnsembleLoss):
         return self.actor_network.observation_keys
 
     @property
-    def in_keys(self) -> list[NestedKey]:
-        """Every key the loss may read, the optional ones included."""
-        if not self._in_keys:
-            self._set_in_keys()
-        return self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
-
-    @property
     def _state_keys(self) -> list[NestedKey]:
         """What is read both now and at the next step."""
         return self._observation_keys
@@ -188,46 +152,7 @@ class EDPLoss(CriticEnsembleLoss):
         optional = [keys.diffusion_step, keys.diffusion_noise, keys.priority_weight, "steps_to_next_obs"]
         self._in_keys = list(dict.fromkeys([*required, *optional, *self._noise_keys()]))
 
-    def select_out_keys(self, *out_keys: NestedKey) -> EDPLoss:
-        """Return only these of ``out_keys``, until ``reset_out_keys``."""
-        # TorchRL's own does it by a hook that takes a tensordict without the optional inputs for a dispatched call.
-        unknown = [key for key in out_keys if key not in self.out_keys]
-        if unknown:
-            raise ValueError(f"Unknown out_keys {unknown}: choose from {self.out_keys}.")
-        self._out_keys_apparent = list(out_keys)
-        return self
-
-    def reset_out_keys(self) -> EDPLoss:
-        """Return all of ``out_keys`` again."""
-        self._out_keys_apparent = self.out_keys_source
-        return self
-
     # --- losses
-
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """All losses from the same parameters; writes only the priority into the input."""
-        losses: dict[str, Tensor] = {}
-        metrics: dict[str, Tensor] = {}
-        self._shared = {}
-        try:
-            for term in self.terms:
-                losses[f"loss_{term.removesuffix('_loss')}"], values = getattr(self, term)(tensordict)
-                metrics |= values
-        finally:
-            self._shared = None
-        tensordict.set(self.tensor_keys.priority, metrics.pop("td_error").amax(0))
-        output = self._output(tensordict, losses, metrics)
-        self._clear_weakrefs(tensordict, output, *self._params_names())
-        return output
-
-    def _once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """``compute()``, or what another term of the same ``forward`` got from it."""
-        if self._shared is None:
-            return compute()
-        if name not in self._shared:
-            self._shared[name] = compute()
-        return self._shared[name]
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """L_diff + lambda L_pi. One call of the noise network, unless chains of calls are asked for."""
@@ -305,31 +230,3 @@ class EDPLoss(CriticEnsembleLoss):
 
     def _over_actions(self, values: Tensor) -> Tensor:
         return values.mean(-1) if self.action_reduction == "mean" else values.sum(-1)
-
-    def _mask(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
-        """Which samples [*B] count (``loss_mask_key``); None if all do."""
-        masks = [tensordict.get(key, None) for key in self._loss_mask_keys()]
-        masks = [self._expand_loss_mask(mask, like) for mask in masks if mask is not None]
-        return torch.stack(masks).all(0) if masks else None
-
-    # --- outputs
-
-    def _output(self, tensordict: TensorDictBase, losses: dict[str, Tensor], metrics: dict[str, Tensor]) -> TensorDict:
-        """The losses and their detached metrics, as TorchRL losses return them."""
-        losses = {name: value for name, value in losses.items() if name in self.out_keys}
-        metrics = {name: value for name, value in metrics.items() if name in self.out_keys}
-        if self.reduction == "none" and self.scalar_output_mode is None:
-            return TensorDict(losses | metrics, batch_size=tensordict.batch_size)
-        means = {k: self._reduce_loss(v, tensordict=tensordict, reduction="mean") for k, v in metrics.items()}
-        if self.reduction != "none":
-            return TensorDict(losses | means)
-        output = TensorDict(losses, batch_size=tensordict.batch_size)
-        for name, value in means.items():
-            output.set_non_tensor(name, value)
-        return output
-
-
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Refuse a value that is none of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}.")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
-from tensordict.utils import NestedKey
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import ValueEstimators, _vmap_func, dispatch_value_estimator, distance_loss
@@ -30,6 +33,33 @@ class CriticEnsembleLoss(LossModule):
     SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0, ValueEstimators.TD1, ValueEstimators.TDLambda)
     _networks: tuple[str, ...] = ("actor_network", "qvalue_network")
 
+    @dataclass
+    class _AcceptedKeys:
+        """Tensordict keys that ``set_keys`` can change.
+
+        Attributes:
+            action: data-set action. Default ``"action"``.
+            state_action_value: state-action value. Default ``"state_action_value"``.
+            priority: where the TD error is written for prioritised replay. Default ``"td_error"``.
+            priority_weight: importance weight read from prioritised replay. Default ``"priority_weight"``.
+            reward, done, terminated: as in every TorchRL loss.
+        """
+
+        action: NestedKey = "action"
+        state_action_value: NestedKey = "state_action_value"
+        priority: NestedKey = "td_error"
+        priority_weight: NestedKey = "priority_weight"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    out_keys: list[NestedKey]
+    terms: tuple[str, ...] = ("actor_loss", "qvalue_loss")
+    sequential_terms: tuple[str, ...] = ("qvalue_loss", "actor_loss")  # the order of Alg. 1
+    _shared: dict[str, Tensor] | None = None  # what several terms of one forward call need
+
     qvalue_network: TensorDictModule
     qvalue_network_params: TensorDictParams
     target_qvalue_network_params: TensorDictParams
@@ -37,6 +67,35 @@ class CriticEnsembleLoss(LossModule):
     pessimism: float
     loss_function: str
     deactivate_vmap: bool
+
+    def __init__(
+        self,
+        *,
+        qvalue_aggregation: Aggregation,
+        pessimism: float,
+        loss_function: str,
+        reduction: str | None,
+        scalar_output_mode: str | None,
+        deactivate_vmap: bool,
+        use_prioritized_weights: str | bool,
+    ) -> None:
+        self._in_keys: list[NestedKey] = []
+        super().__init__()
+        check_choice("scalar_output_mode", scalar_output_mode, (None, "exclude", "non_tensor"))
+        check_choice("loss_function", loss_function, ("l2", "l1", "smooth_l1"))
+        check_choice("reduction", reduction, (None, "mean", "sum", "none"))
+        check_choice("use_prioritized_weights", use_prioritized_weights, ("auto", True, False))
+        check_interval("pessimism", pessimism, "[0, inf)")
+        aggregate_qvalues(torch.zeros(1), qvalue_aggregation, pessimism)  # refuses an unknown name now
+        self.qvalue_aggregation = qvalue_aggregation
+        self.pessimism = pessimism
+        self.loss_function = loss_function
+        self.reduction = "mean" if reduction is None else reduction
+        self.scalar_output_mode = scalar_output_mode
+        self.deactivate_vmap = deactivate_vmap
+        self.use_prioritized_weights = use_prioritized_weights
+        if self.reduction == "none" and scalar_output_mode == "exclude":
+            self.out_keys = [key for key in self.out_keys if key.startswith("loss_")]
 
     def _set_qvalue(
         self,
@@ -101,6 +160,63 @@ class CriticEnsembleLoss(LossModule):
         super().__setstate__(state)
         self._make_vmap()
 
+    # --- keys
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Every key the loss may read, the optional ones included."""
+        if not self._in_keys:
+            self._set_in_keys()
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, values: list[NestedKey]) -> None:
+        self._in_keys = values
+
+    def _set_in_keys(self) -> None:
+        raise NotImplementedError
+
+    def select_out_keys(self, *out_keys: NestedKey) -> CriticEnsembleLoss:
+        """Return only these of ``out_keys``, until ``reset_out_keys``."""
+        # TorchRL's own does it by a hook that takes a tensordict without the optional inputs for a dispatched call.
+        unknown = [key for key in out_keys if key not in self.out_keys]
+        if unknown:
+            raise ValueError(f"Unknown out_keys {unknown}: choose from {self.out_keys}.")
+        self._out_keys_apparent = list(out_keys)
+        return self
+
+    def reset_out_keys(self) -> CriticEnsembleLoss:
+        """Return all of ``out_keys`` again."""
+        self._out_keys_apparent = self.out_keys_source
+        return self
+
+    # --- losses
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """All losses from the same parameters; writes only the priority into the input."""
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        self._shared = {}
+        try:
+            for term in self.terms:
+                losses[f"loss_{term.removesuffix('_loss')}"], values = getattr(self, term)(tensordict)
+                metrics |= values
+        finally:
+            self._shared = None
+        tensordict.set(self.tensor_keys.priority, metrics.pop("td_error").amax(0))
+        output = self._output(tensordict, losses, metrics)
+        self._clear_weakrefs(tensordict, output, *self._params_names())
+        return output
+
+    def _once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """``compute()``, or what another term of the same ``forward`` got from it."""
+        if self._shared is None:
+            return compute()
+        if name not in self._shared:
+            self._shared[name] = compute()
+        return self._shared[name]
+
     def _qvalues(self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor | None = None) -> Tensor:
         """Values [E, *B] under stacked critics, of the actions in ``tensordict``, or of ``action`` [*B, A]."""
         inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False)
@@ -120,11 +236,43 @@ class CriticEnsembleLoss(LossModule):
 
     def _target_value(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """What the critics are to predict [*B], and detached metrics; the input must stay as it is."""
+        with torch.no_grad():
+            next_value = self._next_value(tensordict.get("next"))
+        tensordict = tensordict.copy()  # shallow: the input stays as it is
+        key = unravel_key(("next", self.tensor_keys.state_action_value))
+        tensordict.set(key, next_value.unsqueeze(-1))
+        target = self.value_estimator.value_estimate(tensordict).squeeze(-1).detach()
+        return target, {"next_state_value": next_value, "target_value": target}
+
+    def _next_value(self, next_tensordict: TensorDictBase) -> Tensor:
+        """The critics' value [*B] of the next state."""
         raise NotImplementedError
 
     def _aggregate(self, qvalues: Tensor) -> Tensor:
         """One value [*B] from those of all critics [E, *B]."""
         return aggregate_qvalues(qvalues, self.qvalue_aggregation, self.pessimism)
+
+    def _mask(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
+        """Which samples [*B] count (``loss_mask_key``); None if all do."""
+        masks = [tensordict.get(key, None) for key in self._loss_mask_keys()]
+        masks = [self._expand_loss_mask(mask, like) for mask in masks if mask is not None]
+        return torch.stack(masks).all(0) if masks else None
+
+    # --- outputs
+
+    def _output(self, tensordict: TensorDictBase, losses: dict[str, Tensor], metrics: dict[str, Tensor]) -> TensorDict:
+        """The losses and their detached metrics, as TorchRL losses return them."""
+        losses = {name: value for name, value in losses.items() if name in self.out_keys}
+        metrics = {name: value for name, value in metrics.items() if name in self.out_keys}
+        if self.reduction == "none" and self.scalar_output_mode is None:
+            return TensorDict(losses | metrics, batch_size=tensordict.batch_size)
+        means = {k: self._reduce_loss(v, tensordict=tensordict, reduction="mean") for k, v in metrics.items()}
+        if self.reduction != "none":
+            return TensorDict(losses | means)
+        output = TensorDict(losses, batch_size=tensordict.batch_size)
+        for name, value in means.items():
+            output.set_non_tensor(name, value)
+        return output
 
     # --- value estimators
 
@@ -173,3 +321,9 @@ def _independent_copies(network: TensorDictModule, count: int) -> list[TensorDic
     for copy in copies[1:]:
         copy.reset_parameters_recursive()
     return copies
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Refuse a value that is none of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}.")

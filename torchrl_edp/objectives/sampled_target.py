@@ -39,15 +39,6 @@ class SampledTargetLoss(EDPLoss):
     def _noise_keys(self) -> list[NestedKey]:
         return [*super()._noise_keys(), unravel_key(("next", self.actor_network.initial_noise_key))]
 
-    def _target_value(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.no_grad():
-            next_value = self._next_value(tensordict.get("next"))
-        tensordict = tensordict.copy()  # shallow: the input stays as it is
-        key = unravel_key(("next", self.tensor_keys.state_action_value))
-        tensordict.set(key, next_value.unsqueeze(-1))
-        target = self.value_estimator.value_estimate(tensordict).squeeze(-1).detach()
-        return target, {"next_state_value": next_value, "target_value": target}
-
     def _next_value(self, next_tensordict: TensorDictBase) -> Tensor:
         """The critics' value [*B] of actions that the target policy takes at the next state."""
         observation = self._observation(next_tensordict)

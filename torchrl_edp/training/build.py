@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -20,11 +20,17 @@ from torchrl_edp.modules import (
     NoisePredictionMLP,
     QValueNetwork,
     ValueNetwork,
+    tanh_actor,
+    tanh_gaussian_actor,
 )
 from torchrl_edp.modules.actor import Prediction
 from torchrl_edp.modules.selection import SelectionMode
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"mish": Mish, "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+FEED_FORWARD_ACTORS: dict[str, Callable[..., TensorDictModule]] = {
+    "tanh": tanh_actor,
+    "tanh_gaussian": tanh_gaussian_actor,
+}
 
 
 def choice(default: str, choices: Iterable[str]) -> Any:
@@ -33,14 +39,20 @@ def choice(default: str, choices: Iterable[str]) -> Any:
 
 
 @dataclass
-class NetworkSettings:
+class TrunkSettings:
     """Sizes of all networks. Defaults: the paper's (App. B)."""
 
     hidden_sizes: list[int] = field(default_factory=lambda: [256, 256, 256])
     activation: str = choice("mish", ACTIVATIONS)
-    embedding_size: int = 16
-    layer_norm: bool = False  # of the noise network
+    layer_norm: bool = False  # of the policy's network
     critic_layer_norm: bool = False
+
+
+@dataclass
+class NetworkSettings(TrunkSettings):
+    """Those of a diffusion policy too."""
+
+    embedding_size: int = 16  # of the diffusion step
 
 
 @dataclass
@@ -89,13 +101,37 @@ def build_actor(
     return EDPActor(noise_network, schedule=schedule, **options)
 
 
-def build_qvalue(observation_size: int, action_size: int, network: NetworkSettings) -> TensorDictModule:
+def build_feed_forward(observation_size: int, action_size: int, network: TrunkSettings, kind: str) -> TensorDictModule:
+    """A feed-forward policy on data normalised to actions in [-1, 1].
+
+    Args:
+        observation_size: O.
+        action_size: A.
+        network: sizes.
+        kind: ``"tanh"``, a deterministic policy, or ``"tanh_gaussian"``.
+
+    Examples:
+        >>> build_feed_forward(11, 3, TrunkSettings(), "tanh_gaussian").out_keys
+        ['loc', 'scale', 'action']
+    """
+    if kind not in FEED_FORWARD_ACTORS:
+        raise ValueError(f"A feed-forward policy is one of {sorted(FEED_FORWARD_ACTORS)}, got {kind!r}.")
+    return FEED_FORWARD_ACTORS[kind](
+        observation_size,
+        action_size,
+        hidden_sizes=network.hidden_sizes,
+        activation=_activation(network),
+        layer_norm=network.layer_norm,
+    )
+
+
+def build_qvalue(observation_size: int, action_size: int, network: TrunkSettings) -> TensorDictModule:
     """Q(s, a) as a TensorDictModule."""
     qvalue = QValueNetwork(observation_size, action_size, **_critic_options(network))
     return ValueOperator(qvalue, in_keys=["observation", "action"])
 
 
-def build_value(observation_size: int, network: NetworkSettings) -> TensorDictModule:
+def build_value(observation_size: int, network: TrunkSettings) -> TensorDictModule:
     """V(s) as a TensorDictModule."""
     return ValueOperator(ValueNetwork(observation_size, **_critic_options(network)))
 
@@ -114,12 +150,12 @@ def build_selector(
     )
 
 
-def _critic_options(network: NetworkSettings) -> dict[str, Any]:
+def _critic_options(network: TrunkSettings) -> dict[str, Any]:
     sizes: Sequence[int] = network.hidden_sizes
     return {"hidden_sizes": sizes, "activation": _activation(network), "layer_norm": network.critic_layer_norm}
 
 
-def _activation(network: NetworkSettings) -> type[nn.Module]:
+def _activation(network: TrunkSettings) -> type[nn.Module]:
     if network.activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {network.activation!r}.")
     return ACTIVATIONS[network.activation]

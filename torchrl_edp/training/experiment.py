@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torchrl.envs.utils import ExplorationType
+from torchrl.objectives import LossModule
 
 from torchrl_edp.data import OfflineDataset, load_dataset
-from torchrl_edp.evaluation import PolicyEvaluator
+from torchrl_edp.evaluation import EvaluationResult, PolicyEvaluator
 from torchrl_edp.modules import EDPActor, EnergyBasedActionSelector
-from torchrl_edp.objectives.common import EDPLoss
 from torchrl_edp.training.build import build_actor, build_qvalue, build_selector
+from torchrl_edp.training.feed_forward import ACTORS, acting_actor
 from torchrl_edp.training.loop import TrainingStopped, train
-from torchrl_edp.training.policy import EnvironmentPolicy, save_policy
+from torchrl_edp.training.policy import EnvironmentPolicy, save_feed_forward_policy, save_policy
 from torchrl_edp.training.record import TrainingRecord
 from torchrl_edp.training.resume import RunCheckpoints, resume_command
 from torchrl_edp.training.run import RunFolder
-from torchrl_edp.training.settings import ExperimentSettings
+from torchrl_edp.training.settings import ExperimentSettings, FeedForwardSettings, RunSettings
 from torchrl_edp.training.setup import PreparedData, choose_compile, choose_device, prepare_data
 from torchrl_edp.training.state import TrainState
 from torchrl_edp.training.targets import EDPTargetUpdate
 
 
-def load_experiment_data(cfg: ExperimentSettings) -> OfflineDataset:
+@dataclass(frozen=True)
+class _Acting:
+    """The policy that is evaluated and saved.
+
+    Args:
+        policy: on normalised data; it shares its parameters with the loss.
+        save: a function of path, policy for the environment and ``info``.
+        exploration_type: whether it draws its actions.
+        compile: whether compiling it pays.
+    """
+
+    policy: TensorDictModuleBase
+    save: Callable[..., None]
+    exploration_type: ExplorationType
+    compile: bool
+
+
+def load_experiment_data(cfg: RunSettings) -> OfflineDataset:
     """The data set that ``cfg`` names."""
     options = {} if cfg.data.num_steps is None else {"num_steps": cfg.data.num_steps}
     return load_dataset(cfg.dataset, **options)
@@ -38,15 +59,13 @@ def build_networks(cfg: ExperimentSettings, dataset: OfflineDataset) -> tuple[ED
     return actor, [build_qvalue(*sizes, cfg.network) for _ in range(cfg.loss.num_qvalue_nets)]
 
 
-def run_experiment(
-    cfg: ExperimentSettings, dataset: OfflineDataset, loss: EDPLoss, folder: RunFolder
-) -> dict[str, Any]:
+def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, folder: RunFolder) -> dict[str, Any]:
     """Train ``loss`` on ``dataset``, evaluate on the way, and leave policy, curves and summary in ``folder``.
 
     Args:
-        cfg: all settings.
+        cfg: all settings: :class:`ExperimentSettings` of an EDP loss, :class:`FeedForwardSettings` of the others.
         dataset: validated transitions.
-        loss: an EDP loss whose networks fit the data.
+        loss: a loss whose networks fit the data and are those of ``cfg``.
         folder: where results go, and checkpoints; with ``cfg.resume`` the run goes on from the newest one in it.
 
     Returns:
@@ -72,28 +91,28 @@ def run_experiment(
         seed=cfg.seed,
     )
     state = _train_state(cfg, loss, data, compile)
-    policy = EnvironmentPolicy(_acting_policy(cfg, loss), data.observation_normalizer, data.action_scaler).to(device)
-    acting = torch.compile(policy) if compile else policy
+    acting = _acting(cfg, loss, dataset)
+    policy = EnvironmentPolicy(acting.policy, data.observation_normalizer, data.action_scaler).to(device)
+    evaluated = torch.compile(policy) if compile and acting.compile else policy
     record = TrainingRecord()
     checkpoints = RunCheckpoints(folder, state, record, cfg, dataset)
     checkpoints.restore()
     folder.write_config()
 
     def save(name: str) -> None:
-        save_policy(
-            folder.path / name,
-            policy,
-            network=cfg.network,
-            diffusion=cfg.diffusion,
-            selection=cfg.policy.selection,
-            info={"dataset": cfg.dataset, "env": str(dataset.env_id), "update": state.updates},
-        )
+        info = {"dataset": cfg.dataset, "env": str(dataset.env_id), "update": state.updates}
+        acting.save(folder.path / name, policy, info=info)
 
     with _evaluator(cfg, dataset) as evaluator:
+
+        def evaluate() -> EvaluationResult:
+            seed = 1_000_000 * cfg.seed + state.updates  # new episodes every time
+            return evaluator(evaluated, seed, exploration_type=acting.exploration_type)
+
         try:
             scores = train(
                 state,
-                lambda: evaluator(acting, seed=1_000_000 * cfg.seed + state.updates),  # new episodes every time
+                evaluate,
                 folder,
                 gradient_steps=cfg.optim.gradient_steps,
                 eval_iter=cfg.logger.eval_iter,
@@ -115,14 +134,16 @@ def run_experiment(
     return summary
 
 
-def _train_state(cfg: ExperimentSettings, loss: EDPLoss, data: PreparedData, compile: bool) -> TrainState:
+def _train_state(cfg: RunSettings, loss: LossModule, data: PreparedData, compile: bool) -> TrainState:
     optim = asdict(cfg.optim)
-    averages = {name: optim.pop(name) for name in ("tau", "actor_tau", "actor_every", "actor_start")}
+    averages = {name: optim.pop(name) for name in ("tau", "actor_tau", "actor_every", "actor_start") if name in optim}
+    if isinstance(cfg, FeedForwardSettings):
+        averages["actor_every"] = cfg.optim.policy_every
     del optim["device"]
     return TrainState(loss, data.buffer, EDPTargetUpdate(loss, **averages), compile=compile, **optim)
 
 
-def _evaluator(cfg: ExperimentSettings, dataset: OfflineDataset) -> PolicyEvaluator:
+def _evaluator(cfg: RunSettings, dataset: OfflineDataset) -> PolicyEvaluator:
     return PolicyEvaluator(
         cfg.env.name or dataset.env_id,
         num_episodes=cfg.logger.eval_envs,
@@ -133,7 +154,18 @@ def _evaluator(cfg: ExperimentSettings, dataset: OfflineDataset) -> PolicyEvalua
     )
 
 
-def _acting_policy(cfg: ExperimentSettings, loss: EDPLoss) -> EnergyBasedActionSelector:
+def _acting(cfg: RunSettings, loss: LossModule, dataset: OfflineDataset) -> _Acting:
+    if isinstance(cfg, FeedForwardSettings):
+        save = partial(save_feed_forward_policy, network=cfg.network, kind=ACTORS[cfg.algorithm])
+        # Its one call of a small network is over before a compiled one has checked its guards.
+        actor = acting_actor(cfg, loss, dataset.observation_size, dataset.action_size)
+        return _Acting(actor, save, ExplorationType.DETERMINISTIC, compile=False)
+    assert isinstance(cfg, ExperimentSettings)
+    settings: dict[str, Any] = {"network": cfg.network, "diffusion": cfg.diffusion, "selection": cfg.policy.selection}
+    return _Acting(_selector(cfg, loss), partial(save_policy, **settings), ExplorationType.RANDOM, compile=True)
+
+
+def _selector(cfg: ExperimentSettings, loss: LossModule) -> EnergyBasedActionSelector:
     averaged = {"actor": cfg.policy.averaged_actor, "qvalue": cfg.policy.averaged_critics}
     params = {
         f"{name}_params": getattr(loss, f"{'target_' if average else ''}{name}_network_params")

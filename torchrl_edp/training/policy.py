@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from torchrl_edp.training.build import (
     DiffusionSettings,
     NetworkSettings,
     SelectionSettings,
+    TrunkSettings,
     build_actor,
+    build_feed_forward,
     build_qvalue,
     build_selector,
 )
@@ -98,6 +101,43 @@ def save_policy(
     groups = {
         "actor": _params(selector.actor_network, selector.actor_params),
         "qvalue": _params(selector.qvalue_network, selector.qvalue_params),
+    }
+    built = {"network": asdict(network), "diffusion": asdict(diffusion), "selection": asdict(selection)}
+    _write(path, policy, groups, built, info)
+
+
+def save_feed_forward_policy(
+    path: str | Path,
+    policy: EnvironmentPolicy,
+    *,
+    network: TrunkSettings,
+    kind: str,
+    info: dict[str, Any] | None = None,
+) -> None:
+    """Write a feed-forward policy as :func:`save_policy` writes a diffusion policy; :func:`load_policy` reads both.
+
+    Args:
+        path: where to write, without suffix.
+        policy: an :class:`EnvironmentPolicy` around an actor of ``build_feed_forward``.
+        network: what the actor was built with.
+        kind: of the actor, ``"tanh"`` or ``"tanh_gaussian"``.
+        info: anything else worth keeping, strict JSON.
+
+    Raises:
+        ValueError: if ``info`` has what JSON cannot hold, as NaN.
+    """
+    built = {"feed_forward": kind, "network": asdict(network)}
+    _write(path, policy, {"actor": dict(policy.policy.state_dict())}, built, info)
+
+
+def _write(
+    path: str | Path,
+    policy: EnvironmentPolicy,
+    groups: dict[str, dict[str, Tensor]],
+    built: dict[str, Any],
+    info: dict[str, Any] | None,
+) -> None:
+    groups |= {
         "observation_normalizer": policy.observation_normalizer.state_dict(),
         "action_scaler": policy.action_scaler.state_dict(),
     }
@@ -107,10 +147,8 @@ def save_policy(
         "format": FORMAT,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "observation_size": policy.observation_normalizer.loc.shape[-1],
-        "action_size": selector.actor_network.module.action_size,
-        "network": asdict(network),
-        "diffusion": asdict(diffusion),
-        "selection": asdict(selection),
+        "action_size": policy.action_scaler.center.shape[-1],
+        **built,
         "info": info or {},
     }
     text = to_json(card)
@@ -119,7 +157,10 @@ def save_policy(
 
 
 def load_policy(path: str | Path) -> EnvironmentPolicy:
-    """The policy that :func:`save_policy` wrote under ``path``; no code is executed by loading it.
+    """The policy that was saved under ``path``; no code is executed by loading it.
+
+    A diffusion policy draws its actions; a feed-forward policy acts deterministically, unless an exploration type says
+    otherwise.
 
     Raises:
         FileNotFoundError: if one of the two files is missing.
@@ -151,6 +192,22 @@ def _build(card: dict[str, Any], tensors: dict[str, Tensor]) -> EnvironmentPolic
     def group(name: str) -> dict[str, Tensor]:
         return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
+    normalizer, scaler = group("observation_normalizer"), group("action_scaler")
+    observation_normalizer = ObservationNormalizer(normalizer["loc"], normalizer["scale"])
+    action_scaler = ActionScaler(scaler["center"] - scaler["half_range"], scaler["center"] + scaler["half_range"])
+    build = _build_feed_forward if "feed_forward" in card else _build_selector
+    policy = build(card, group)
+    return EnvironmentPolicy(policy, observation_normalizer, action_scaler).requires_grad_(False).eval()
+
+
+def _build_feed_forward(card: dict[str, Any], group: Callable[[str], dict[str, Tensor]]) -> TensorDictModuleBase:
+    sizes = card["observation_size"], card["action_size"]
+    actor = build_feed_forward(*sizes, TrunkSettings(**card["network"]), card["feed_forward"])
+    actor.load_state_dict(group("actor"))
+    return actor
+
+
+def _build_selector(card: dict[str, Any], group: Callable[[str], dict[str, Tensor]]) -> TensorDictModuleBase:
     sizes = card["observation_size"], card["action_size"]
     network = NetworkSettings(**card["network"])
     actor = build_actor(*sizes, network, DiffusionSettings(**card["diffusion"]))
@@ -159,11 +216,7 @@ def _build(card: dict[str, Any], tensors: dict[str, Tensor]) -> EnvironmentPolic
     values = TensorDict(group("qvalue")).unflatten_keys(".")
     values = values.auto_batch_size_(1)
     qvalue_params = TensorDictParams(values, no_convert=True)
-    selector = build_selector(actor, qvalue, SelectionSettings(**card["selection"]), qvalue_params=qvalue_params)
-    normalizer, scaler = group("observation_normalizer"), group("action_scaler")
-    observation_normalizer = ObservationNormalizer(normalizer["loc"], normalizer["scale"])
-    action_scaler = ActionScaler(scaler["center"] - scaler["half_range"], scaler["center"] + scaler["half_range"])
-    return EnvironmentPolicy(selector, observation_normalizer, action_scaler).requires_grad_(False).eval()
+    return build_selector(actor, qvalue, SelectionSettings(**card["selection"]), qvalue_params=qvalue_params)
 
 
 def _params(network: TensorDictModuleBase, params: TensorDictParams | None) -> dict[str, Tensor]:

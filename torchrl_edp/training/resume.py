@@ -13,7 +13,7 @@ from torchrl_edp.data import OfflineDataset
 from torchrl_edp.training.checkpoint import CheckpointError, CheckpointStore
 from torchrl_edp.training.record import TrainingRecord
 from torchrl_edp.training.run import RunFolder
-from torchrl_edp.training.settings import ExperimentSettings
+from torchrl_edp.training.settings import RunSettings
 from torchrl_edp.training.state import TrainState
 
 FREE = ("optim.gradient_steps", "logger", "checkpoint", "compile", "resume", "resume_changed")
@@ -37,7 +37,7 @@ class RunCheckpoints:
         folder: RunFolder,
         state: TrainState,
         record: TrainingRecord,
-        cfg: ExperimentSettings,
+        cfg: RunSettings,
         dataset: OfflineDataset,
     ) -> None:
         self.store = CheckpointStore(folder.path / "checkpoints", keep=cfg.checkpoint.keep)
@@ -111,7 +111,7 @@ def resume_command(folder: RunFolder) -> str:
     return shlex.join(["python", sys.argv[0], f"resume={folder.path}"])
 
 
-def _fixed_settings(cfg: ExperimentSettings) -> dict[str, Any]:
+def _fixed_settings(cfg: RunSettings) -> dict[str, Any]:
     """All settings but the free ones, by their dotted names, as JSON gives them back."""
     flat: dict[str, Any] = {}
 

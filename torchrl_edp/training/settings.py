@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from torchrl_edp.data import REWARD_RULES
-from torchrl_edp.training.build import DiffusionSettings, NetworkSettings, SelectionSettings, choice
+from torchrl_edp.training.build import DiffusionSettings, NetworkSettings, SelectionSettings, TrunkSettings, choice
 from torchrl_edp.training.state import Decay, UpdateOrder
+
+ALGORITHMS = ("td3_bc", "iql", "crr", "bc")
 
 
 @dataclass
@@ -51,20 +53,29 @@ class PolicySettings(SelectionSettings):
 
 
 @dataclass
-class OptimSettings:
-    """Optimiser, averages and length of the run."""
+class SharedOptimSettings:
+    """Optimiser, critics' average and length of the run."""
+
+    lr: float = 3e-4
+    critic_lr: float | None = None
+    decay: str = choice("none", get_args(Decay))
+    clip_grad: float | None = 5.0
+    gradient_steps: int = 40_000
+    tau: float = 0.005
+    device: str | None = None  # None: a GPU if there is one
+
+
+@dataclass
+class OptimSettings(SharedOptimSettings):
+    """Those of a diffusion policy."""
 
     lr: float = 1e-3
     critic_lr: float | None = 3e-4
     decay: str = choice("cosine", get_args(Decay))
-    clip_grad: float | None = 5.0
-    gradient_steps: int = 40_000
     update_order: str = choice("joint", get_args(UpdateOrder))
-    tau: float = 0.005
     actor_tau: float | None = 0.001
     actor_every: int = 1
     actor_start: int = 500
-    device: str | None = None  # None: a GPU if there is one
 
 
 @dataclass
@@ -96,8 +107,8 @@ class CompileSettings:
 
 
 @dataclass
-class ExperimentSettings:
-    """What the runs of all losses have in common."""
+class RunSettings:
+    """What the runs of all policies have in common."""
 
     dataset: str = "local/hopper/medium-expert-v0"
     preset: str = "default"  # default, paper, reference or reference-dpm
@@ -107,6 +118,18 @@ class ExperimentSettings:
     env: EnvSettings = field(default_factory=EnvSettings)
     data: DataSettings = field(default_factory=DataSettings)
     replay_buffer: ReplayBufferSettings = field(default_factory=ReplayBufferSettings)
+    network: TrunkSettings = field(default_factory=TrunkSettings)
+    loss: Any = None  # the loss's arguments, and gamma
+    optim: SharedOptimSettings = field(default_factory=SharedOptimSettings)
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    compile: CompileSettings = field(default_factory=CompileSettings)
+
+
+@dataclass
+class ExperimentSettings(RunSettings):
+    """What the runs of all EDP losses have in common."""
+
     network: NetworkSettings = field(default_factory=NetworkSettings)
     diffusion: DiffusionSettings = field(
         default_factory=lambda: DiffusionSettings(
@@ -119,8 +142,27 @@ class ExperimentSettings:
         )
     )
     policy: PolicySettings = field(default_factory=PolicySettings)
-    loss: Any = None  # the loss's arguments, and gamma
     optim: OptimSettings = field(default_factory=OptimSettings)
-    logger: LoggerSettings = field(default_factory=LoggerSettings)
-    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
-    compile: CompileSettings = field(default_factory=CompileSettings)
+
+
+@dataclass
+class FeedForwardOptimSettings(SharedOptimSettings):
+    """Those of a feed-forward policy."""
+
+    policy_every: int = 1  # updates between two steps of the policy and of its average
+
+
+@dataclass
+class FeedForwardPolicySettings:
+    """The policy that acts, deterministically: by its action or the tanh of its mean."""
+
+    averaged_actor: bool = False  # True: its average acts
+
+
+@dataclass
+class FeedForwardSettings(RunSettings):
+    """What the runs of all feed-forward policies have in common."""
+
+    algorithm: str = choice("td3_bc", ALGORITHMS)
+    policy: FeedForwardPolicySettings = field(default_factory=FeedForwardPolicySettings)
+    optim: FeedForwardOptimSettings = field(default_factory=FeedForwardOptimSettings)

@@ -45,6 +45,7 @@ class TrainState:
         clip_grad: largest gradient norm of each network on its own (paper: 5); None for no clipping.
         update_order: ``"joint"``: all losses from the same parameters; ``"sequential"``: one after the other, in the
             order of ``loss.sequential_terms`` (Alg. 1; IQL: V, then the policy weighted by the new V, then Q).
+        policy_every: updates between two steps of the policy (TD3: 2); its gradient is computed at every one.
         compile: compile the update, from the batch to the targets, into one graph.
 
     Examples:
@@ -76,6 +77,7 @@ class TrainState:
         gradient_steps: int = 100_000,
         clip_grad: float | None = 5.0,
         update_order: UpdateOrder = "joint",
+        policy_every: int = 1,
         compile: bool = False,
     ) -> None:
         if update_order not in ("joint", "sequential"):
@@ -87,6 +89,7 @@ class TrainState:
         self.targets = targets
         self.decay = decay
         self.gradient_steps = gradient_steps
+        self.policy_every = policy_every
         self.compiled = compile
         self.updates = 0
         networks = _parameters_by_network(loss)
@@ -97,6 +100,7 @@ class TrainState:
         }
         self._actor_lr = lr
         self._actor_rate = torch.zeros_like(self.optimizers["actor"].lr)
+        self._actor_due = torch.ones_like(self._actor_rate, dtype=torch.bool)
         self.check_every = 1 if self._actor_rate.device.type == "cpu" else CHECK_EVERY
         self._unchecked: list[tuple[int, dict[str, Tensor], Tensor]] = []
         names = ("loss",) if update_order == "joint" else loss.sequential_terms
@@ -137,6 +141,7 @@ class TrainState:
             self.optimizers["actor"].lr.fill_(self._actor_lr * share)
         self._actor_rate.fill_(self.targets.next_actor_rate())
         self.updates += 1
+        self._actor_due.fill_(self.updates % self.policy_every == 0)
         metrics, valid = self._step(batch, index)
         self._unchecked.append((self.updates, metrics, valid))
         if len(self._unchecked) >= self.check_every:
@@ -221,8 +226,9 @@ class TrainState:
         own = {name: values for name, values in own.items() if any(value is not None for value in values)}
         norms = {name: self.optimizers[name].norm(values) for name, values in own.items()}
         valid = valid & torch.stack([total.detach(), *norms.values()]).isfinite().all()
-        go, mask = _go(valid)
         for name, values in own.items():
+            delayed = name == "actor" and self.policy_every > 1
+            go, mask = _go(valid & self._actor_due if delayed else valid)
             if go:
                 self.optimizers[name].step(values, norms[name], mask)
         return {f"grad_norm_{name}": norm for name, norm in norms.items()}, valid
