@@ -5,7 +5,6 @@ Shapes: ``*B`` batch, ``O`` observation, ``A`` action.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from tensordict.nn import InteractionType, NormalParamExtractor, TensorDictModule
@@ -13,8 +12,6 @@ from torch import nn
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_edp.modules.networks import Mish, mlp
-
-SMALLEST_SCALE = math.exp(-5)  # of IQL's Gaussian; narrower ones put unbounded likelihoods on single actions
 
 
 def tanh_actor(
@@ -56,8 +53,9 @@ def tanh_gaussian_actor(
 ) -> ProbabilisticActor:
     """A policy that draws tanh(z), z from a Gaussian whose mean and deviation an MLP gives.
 
-    Unless an exploration type says otherwise it acts deterministically, by the tanh of the mean. The deviation is at
-    least exp(-5), as in IQL. Arguments are those of :func:`tanh_actor`.
+    Unless an exploration type says otherwise it acts deterministically, by the tanh of the mean. The deviation is
+    TorchRL's usual function of the network's output: 1 at 0, and at least 0.01. Arguments are those of
+    :func:`tanh_actor`.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -65,10 +63,10 @@ def tanh_gaussian_actor(
         >>> tanh_gaussian_actor(11, 3)(TensorDict({"observation": torch.zeros(4, 11)}, [4]))["action"].shape
         torch.Size([4, 3])
 
-    Source: https://arxiv.org/abs/1801.01290; smallest deviation: https://arxiv.org/abs/2110.06169.
+    Source: https://arxiv.org/abs/1801.01290.
     """
     trunk = mlp(observation_size, 2 * action_size, hidden_sizes, activation, layer_norm)
-    network = nn.Sequential(trunk, NormalParamExtractor(scale_lb=SMALLEST_SCALE))
+    network = nn.Sequential(trunk, NormalParamExtractor())
     return ProbabilisticActor(
         TensorDictModule(network, in_keys=["observation"], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],
