@@ -55,6 +55,20 @@ def test_a_run_leaves_a_folder_that_can_be_used(tmp_path, datasets, script):
 
 
 @pytest.mark.slow
+def test_a_feed_forward_run_goes_on_where_it_ended(tmp_path, datasets):
+    result = run(tmp_path, datasets, "feed_forward", "algorithm=crr", *TINY)
+    assert result.returncode == 0, result.stderr
+    folder = next((tmp_path / "runs" / "crr").rglob("summary.json")).parent
+    longer = run(tmp_path, datasets, "feed_forward", f"resume={folder}", "optim.gradient_steps=30")
+    assert longer.returncode == 0, longer.stderr
+    assert "Resuming after update 20" in longer.stdout
+    assert json.loads((folder / "summary.json").read_text())["gradient_steps"] == 30
+    assert json.loads((folder / "policy.json").read_text())["feed_forward"] == "tanh_gaussian"
+    action = load_policy(folder / "policy")(TensorDict({"observation": torch.zeros(3, 11)}, [3]))["action"]
+    assert action.shape == (3, 3) and action.abs().max() <= 1
+
+
+@pytest.mark.slow
 def test_the_share_of_the_guidance_is_measured_on_a_trained_policy(tmp_path, datasets):
     assert run(tmp_path, datasets, "edp_td3", *TINY).returncode == 0
     policy = next((tmp_path / "runs").rglob("policy.json")).with_suffix("")
@@ -96,6 +110,8 @@ def test_a_preset_is_used_and_written_down(tmp_path, datasets):
     [
         ("edp_td3", "optim.learning_rate=1", "Unknown setting 'optim.learning_rate'"),
         ("edp_iql", "preset=papr", "Unknown preset 'papr'"),
+        ("feed_forward", "algorithm=td3", "Unknown algorithm 'td3'"),
+        ("feed_forward", "loss.expectile=0.9", "Unknown setting 'loss.expectile'"),
     ],
 )
 def test_a_wrong_setting_is_answered_at_once(tmp_path, datasets, script, override, message):

@@ -73,8 +73,7 @@ def test_a_run_leaves_its_folder(tmp_path, name):
     assert norms == {"actor", *CRITICS[name]}
 
 
-@pytest.mark.parametrize("name", FEED_FORWARD)
-@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize(("name", "averaged"), [("td3_bc", False), ("iql", True), ("crr", False), ("bc", True)])
 def test_a_saved_policy_acts_deterministically_with_the_parameters_asked_for(tmp_path, name, averaged):
     loss, _ = run(tmp_path, name, change=lambda cfg: setattr(cfg.policy, "averaged_actor", averaged))
     saved = load_file(tmp_path / "policy.safetensors")
@@ -111,16 +110,16 @@ def test_the_acting_policy_follows_training():
     assert not torch.allclose(before, after) and all(p.requires_grad for p in loss.actor_network_params.parameters())
 
 
-@pytest.mark.parametrize("name", FEED_FORWARD)
+@pytest.mark.parametrize("name", ["td3_bc", "iql"])
 def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, name):
     dataset = make_data()
 
     def flat(cfg):
         cfg.optim.decay = "none"  # else a longer run has other rates
 
-    whole = run(tmp_path / "whole", name, dataset, flat, steps=7)[1]
-    run(tmp_path / "parts", name, dataset, flat, steps=3)
-    parts = run(tmp_path / "parts", name, dataset, flat, steps=7, resume="auto")[1]
+    whole = run(tmp_path / "whole", name, dataset, flat, steps=5)[1]
+    run(tmp_path / "parts", name, dataset, flat, steps=3)  # not at a step of TD3's policy
+    parts = run(tmp_path / "parts", name, dataset, flat, steps=5, resume="auto")[1]
     ends = [CheckpointStore(tmp_path / path / "checkpoints").load().tensors for path in ("whole", "parts")]
     differing = [key for key in ends[0] if not torch.equal(ends[0][key], ends[1][key])]
     assert [key for key in differing if not key.startswith("record.")] == [] and ends[0].keys() == ends[1].keys()

@@ -157,7 +157,7 @@ def _evaluator(cfg: RunSettings, dataset: OfflineDataset) -> PolicyEvaluator:
 def _acting(cfg: RunSettings, loss: LossModule, dataset: OfflineDataset) -> _Acting:
     if isinstance(cfg, FeedForwardSettings):
         save = partial(save_feed_forward_policy, network=cfg.network, kind=ACTORS[cfg.algorithm])
-        # Its one call of a small network is over before a compiled one has checked its guards.
+        # One call of a small network an action: compiling it would not pay.
         actor = acting_actor(cfg, loss, dataset.observation_size, dataset.action_size)
         return _Acting(actor, save, ExplorationType.DETERMINISTIC, compile=False)
     assert isinstance(cfg, ExperimentSettings)
