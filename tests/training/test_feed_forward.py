@@ -147,6 +147,15 @@ def test_the_policy_is_delayed(every):
     assert int(state.optimizers["actor"].steps[0]) == 6 // every
 
 
+def test_a_run_averages_the_policy_when_it_steps(tmp_path):
+    loss, _ = run(tmp_path, "td3_bc", steps=3)
+    torch.manual_seed(0)
+    first = build_feed_forward_loss(make_settings("td3_bc"), 3, 1).actor_network_params
+    for key, value in loss.actor_network_params.items(True, True):  # moved at the second update alone
+        expected = first.get(key).lerp(value, 0.005)
+        close(loss.target_actor_network_params.get(key), expected.detach(), rtol=0, atol=1e-8)
+
+
 def test_defaults_are_the_papers():
     found = {name: asdict(FEED_FORWARD[name]()) for name in FEED_FORWARD}
     assert found["td3_bc"]["loss"] == {
