@@ -109,7 +109,7 @@ def test_a_run_of_another_script_is_named(tmp_path):
     store = CheckpointStore(tmp_path / "checkpoints")
     store.save(1, {"a": torch.ones(1)}, {"run": {"experiment": "iql", "overrides": ["algorithm=iql", "seed=2"]}})
     found = resume_overrides("iql", [f"resume={tmp_path}"])
-    assert found == [f"hydra.run.dir={tmp_path}", "algorithm=iql", "seed=2", f"resume={tmp_path}"]
+    assert found == [f"hydra.run.dir='{tmp_path}'", "algorithm=iql", "seed=2", f"resume={tmp_path}"]
     for other in ("crr", "edp_iql"):
         with pytest.raises(SystemExit, match="use examples/feed_forward.py algorithm=iql"):
             resume_overrides(other, [f"resume={tmp_path}"])
