@@ -81,15 +81,7 @@ def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, 
         # The switch to oneDNN; on processors without AMX products stay float32.
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
     loss = loss.to(device)
-    data = prepare_data(
-        dataset,
-        reward_rule=cfg.data.reward_rule,
-        normalize_observations=cfg.data.normalize_observations,
-        action_limit=cfg.data.action_limit,
-        batch_size=cfg.replay_buffer.batch_size,
-        device=device,
-        seed=cfg.seed,
-    )
+    data = _prepare(cfg, dataset, device)
     state = _train_state(cfg, loss, data, compile)
     acting = _acting(cfg, loss, dataset)
     policy = EnvironmentPolicy(acting.policy, data.observation_normalizer, data.action_scaler).to(device)
@@ -132,6 +124,18 @@ def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, 
     found = ", ".join(f"{name} {value:.1f}" for name, value in record.shown().items()) or "Not evaluated"
     print(f"{found} in {summary['seconds']:.0f} s: {folder.path}")
     return summary
+
+
+def _prepare(cfg: RunSettings, dataset: OfflineDataset, device: torch.device) -> PreparedData:
+    return prepare_data(
+        dataset,
+        reward_rule=cfg.data.reward_rule,
+        normalize_observations=cfg.data.normalize_observations,
+        action_limit=cfg.data.action_limit,
+        batch_size=cfg.replay_buffer.batch_size,
+        device=device,
+        seed=cfg.seed,
+    )
 
 
 def _train_state(cfg: RunSettings, loss: LossModule, data: PreparedData, compile: bool) -> TrainState:
