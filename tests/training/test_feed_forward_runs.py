@@ -64,7 +64,7 @@ def test_a_run_leaves_its_folder(tmp_path, name):
     loss, summary = run(tmp_path, name)
     names = {path.name for path in tmp_path.iterdir()}
     policies = {f"{policy}.{suffix}" for policy in ("policy", "policy_best") for suffix in ("json", "safetensors")}
-    assert names == {".lock", "checkpoints", "metrics.csv", "curves.png", "summary.json", *policies}
+    assert names == {".lock", "checkpoints", "config.yaml", "metrics.csv", "curves.png", "summary.json", *policies}
     assert summary["loss"] == type(loss).__name__ == LOSSES[name] and summary["gradient_steps"] == 4
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
