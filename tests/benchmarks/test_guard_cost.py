@@ -16,6 +16,6 @@ def test_the_cost_is_the_share_of_a_guarded_update(tmp_path):
     command = [sys.executable, str(SCRIPT), "--tiny", "--rounds", "2", "--seconds", "0.01", "--cases", "td3 eager"]
     result = subprocess.run([*command, "--output", "cost"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
-    guarded, free = json.loads((tmp_path / "cost.json").read_text())["rows"]
-    assert [guarded["case"], free["case"]] == ["edp_td3 eager", "edp_td3 eager, unguarded"]
-    assert guarded["cost"] == pytest.approx(1 - guarded["per_second"] / free["per_second"])
+    (row,) = json.loads((tmp_path / "cost.json").read_text())["rows"]
+    assert row["case"] == "edp_td3 eager" and row["spread"] >= 0
+    assert row["cost"] == pytest.approx(1 - row["per_second"] / row["unguarded"])
