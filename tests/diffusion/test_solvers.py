@@ -116,9 +116,10 @@ def test_wide_bounds_change_nothing(name, options):
 
 
 @every_solver
-def test_policy_scale_multiplies_the_predicted_noise(name, options):
-    scaled = run(name, options, lambda x, step: 0.7 * noise_model(x, step))
-    torch.testing.assert_close(run(name, options, policy_scale=0.7), scaled, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("scale", [0.7, 2.0])
+def test_policy_scale_multiplies_the_predicted_noise(name, options, scale):
+    scaled = run(name, options, lambda x, step: scale * noise_model(x, step))
+    torch.testing.assert_close(run(name, options, policy_scale=scale), scaled, rtol=1e-12, atol=1e-12)
     assert not torch.allclose(scaled, run(name, options))
 
 
