@@ -72,6 +72,16 @@ def test_masked_samples_change_nothing(case_over_batch, key, reduction):
     assert (total(seeded(loss, data)) - total(expected)).abs() > 1e-4
 
 
+def test_a_sample_counts_if_every_mask_says_so(case_over_batch):
+    case, setting = case_over_batch
+    loss, data = spread(make_loss(case, **setting, **case.steady)), make_data([6])
+    first = torch.tensor([True, False, True, True, False, True])
+    second = torch.tensor([True, True, True, False, False, True])
+    expected = seeded(loss, data[first & second])
+    data["collector", "mask"], data["shifted_valid"] = first.unsqueeze(-1), second.unsqueeze(-1)
+    assert_close(seeded(loss, data), expected)
+
+
 def test_a_batch_without_valid_samples_has_zero_loss_and_gradient(case_over_batch):
     case, setting = case_over_batch
     loss, data = make_loss(case, **setting), make_data()

@@ -61,6 +61,15 @@ def test_high_noise_dominates_unless_weighted(weighting, dominates):
     assert all(parameter.grad is None for parameter in loss.parameters())
 
 
+def test_a_batch_of_several_dimensions_is_one_batch():
+    settings = {"double": True, "guidance_qvalue": "mean", "qvalue_normalization": None}
+    loss, data = spread(make_loss(TD3, **settings)), hand.double_data(24)
+    data["collector", "mask"] = torch.arange(24).unsqueeze(-1) % 3 > 0
+    expected = guidance_share_by_step(loss, data)
+    assert (expected > 0).sum() > 3
+    torch.testing.assert_close(guidance_share_by_step(loss, data.view(4, 6)), expected)
+
+
 def test_without_a_gradient_all_shares_are_zero():
     loss = make_loss(TD3, guidance_steps=(0, 0))
     data = make_data([8])

@@ -81,6 +81,12 @@ def test_advantage_weight(advantage, temperature, cap, normalization, weights):
     close(advantage_weight(advantage.view(1, -1), temperature, cap, normalization), found.view(1, -1))
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float32, 6.98e12), (torch.float64, 5.64e102)])
+def test_without_a_cap_weights_end_at_the_cube_root_of_the_largest_number(dtype, largest):
+    weight = advantage_weight(torch.tensor([0.0, 1e4], dtype=dtype), 1.0, None)
+    close(weight, torch.tensor([1.0, largest], dtype=dtype), rtol=2e-3, atol=0)
+
+
 @pytest.mark.parametrize(
     ("normalization", "weights"),
     [(None, (1.0, 0.0, 3.0)), ("mean", (0.5, 0.0, 1.5)), ("softmax", (0.25, 0.0, 0.75))],
