@@ -83,6 +83,7 @@ def test_the_policy_loss(likelihood, action_reduction):
         {"weight_normalization": "softmax"},
         {"weight_cap": None, "temperature": 0.5},
         {"weight_cap": 1.1},
+        {"weight_cap": 0.9},
         {"weight_function": "step"},
         {"weight_function": "step", "weight_normalization": "mean"},
         {"weight_function": "step", "weight_normalization": "softmax"},

@@ -226,3 +226,10 @@ def test_a_step_table_follows_dtype_and_survives_inference_mode():
     (table(step, x) * x).sum().backward()
     close(x.grad, torch.tensor([[4.0, 1.0]]))
     assert table(step, torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_step_table_is_converted_once():
+    table, step = StepTable(f64(1.0, 2.0)), torch.tensor([1])
+    expected = table(step, torch.zeros(1))
+    table.values = None
+    close(table(step, torch.zeros(1)), expected)
