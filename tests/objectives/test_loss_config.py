@@ -1,4 +1,4 @@
-"""The Hydra configurations have the constructors' arguments and defaults."""
+"""The losses' defaults; the Hydra configurations have the constructors' arguments and defaults."""
 
 from __future__ import annotations
 
@@ -19,6 +19,30 @@ from torchrl.trainers.algorithms.configs.objectives import LossConfig
 
 from torchrl_edp.configs import losses
 
+DEFAULTS = {  # of the losses, and with them of the scripts: a changed one changes every run that does not name it
+    **{"num_qvalue_nets": 2, "loss_function": "l2", "qvalue_aggregation": "min", "pessimism": 1.0, "gamma": None},
+    **{"guidance_weight": 1.0, "guidance_weighting": "uniform", "guidance_steps": None, "guidance_start": "data"},
+    **{"approximation_steps": None, "clip_approximation": True, "action_reduction": "mean", "priority_key": None},
+    **{"delay_actor": True, "delay_qvalue": True, "separate_losses": False, "reduction": None},
+    **{"scalar_output_mode": None, "deactivate_vmap": False, "use_prioritized_weights": "auto"},
+}
+LIKELIHOOD = {"weight_normalization": "mean", "likelihood": "noise", "deviation": 1.0}
+BACKUP = {"num_backup_actions": 1, "backup_top_k": 1}
+OWN_DEFAULTS = {
+    "edp_iql": LIKELIHOOD | {"temperature": 3.0, "weight_cap": 100.0, "guidance_weight": 10.0, "expectile": 0.7},
+    "edp_td3": {
+        **BACKUP,
+        **{"action_spec": None, "bounds": None, "alpha": 2.0, "guidance_qvalue": "random"},
+        **{"qvalue_normalization": "same", "guidance_weighting": "alpha_bar"},
+    },
+    "edp_crr": {
+        **LIKELIHOOD,
+        **BACKUP,
+        **{"temperature": 1.0, "weight_cap": 20.0, "weight_function": "exp", "baseline": "mean"},
+        **{"num_action_samples": 10, "sample_deviation": 1.0, "clip_samples": True},
+    },
+}
+
 
 def name_of(case: LossCase) -> str:
     (name,) = [name for name, loss in losses.LOSSES.items() if loss is case.loss]
@@ -27,6 +51,12 @@ def name_of(case: LossCase) -> str:
 
 def networks_of(case: LossCase, num_qvalue_nets: int = 2) -> dict:
     return {name: net for name, net in make_networks(num_qvalue_nets).items() if name in case.networks.values()}
+
+
+def test_the_defaults(case):
+    arguments = inspect.signature(case.loss).parameters.values()
+    found = {argument.name: argument.default for argument in arguments if argument.default is not argument.empty}
+    assert found == DEFAULTS | OWN_DEFAULTS[name_of(case)]
 
 
 def test_fields_are_the_constructors_arguments(case):
