@@ -308,7 +308,7 @@ def main() -> None:
             groups = {file: groups_of(file) for file in files}
             tests = sorted({test for file in files for group in groups[file] for test in group})
             usual = dict(zip(tests, pool.map(usual_seconds, tests), strict=True))
-            print(f"The tests pass, in {sum(usual.values()):.0f} CPU seconds.", usual, flush=True)
+            print(f"The tests pass, in {sum(usual.values()):.0f} CPU seconds.", flush=True)
             left = [mutant for name, mutant in sample.items() if name not in results]
             futures = [pool.submit(run_mutant, mutant, groups[mutant.file], usual) for mutant in left]
             for future in as_completed(futures):

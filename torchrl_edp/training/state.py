@@ -151,7 +151,8 @@ class TrainState:
     def check(self) -> None:
         """Raise the error of the first update since the last check that had to be left out, if there is one."""
         unchecked, self._unchecked = self._unchecked, []
-        if unchecked and not torch.stack([valid for *_, valid in unchecked]).all():
+        flags = [valid for *_, valid in unchecked]
+        if not (all(flags) if len(flags) < 2 else torch.stack(flags).all()):
             update, metrics, _ = next(entry for entry in unchecked if not entry[2])
             raise not_finite(update, metrics, self.optimizers, self.buffer)
 
