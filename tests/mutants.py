@@ -230,6 +230,9 @@ def warm_up() -> None:
         importlib.import_module(name)
     importlib.import_module("torchrl.trainers.algorithms.configs")
     importlib.import_module("torch").set_num_threads(1)
+    hypothesis = importlib.import_module("hypothesis")  # a slow machine is no failure
+    hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+    hypothesis.settings.load_profile("patient")
 
 
 def module_of(file: str) -> str:
