@@ -77,6 +77,7 @@ def unwatched(tmp_path_factory):
     return run(tmp_path_factory.mktemp("run"), logger__eval_iter=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -59,6 +59,7 @@ def run(path, name, dataset=None, change=lambda cfg: None, **options):
         folder.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEED_FORWARD)
 def test_a_run_leaves_its_folder(tmp_path, name):
     loss, summary = run(tmp_path, name)
@@ -73,6 +74,7 @@ def test_a_run_leaves_its_folder(tmp_path, name):
     assert norms == {"actor", *CRITICS[name]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "averaged"), [("td3_bc", False), ("iql", True), ("crr", False), ("bc", True)])
 def test_a_saved_policy_acts_deterministically_with_the_parameters_asked_for(tmp_path, name, averaged):
     loss, _ = run(tmp_path, name, change=lambda cfg: setattr(cfg.policy, "averaged_actor", averaged))
@@ -110,6 +112,7 @@ def test_the_acting_policy_follows_training():
     assert not torch.allclose(before, after) and all(p.requires_grad for p in loss.actor_network_params.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["td3_bc", "iql"])
 def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, name):
     dataset = make_data()

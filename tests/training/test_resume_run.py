@@ -11,6 +11,8 @@ from torchrl_edp.training.checkpoint import CheckpointError, CheckpointStore
 from torchrl_edp.training.lock import RunLockError
 from torchrl_edp.training.settings import OptimSettings
 
+pytestmark = pytest.mark.slow
+
 
 def run(path, steps=4, dataset=None, before=lambda cfg: None, **options):
     optim = OptimSettings(gradient_steps=steps, actor_start=0, device="cpu", lr=0.01, decay="none")

@@ -52,6 +52,7 @@ def run_and_resume(name, solver, moments, **options):
     return {moment: differences(end, other) for moment, other in ends.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("order", ["joint", "sequential"])
 def test_resumed_runs_end_bit_identical(name, order):
