@@ -10,6 +10,7 @@ import errno
 import os
 import pickle
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,8 @@ LOCAL: dict[str, Case] = {
 
 
 def become(user: int) -> None:
+    # Started by the first storage of a process, as nobody it could not read Python and would die.
+    resource_tracker.ensure_running()
     try:
         os.seteuid(user)
     except OSError as error:
