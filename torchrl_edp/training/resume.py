@@ -42,7 +42,7 @@ class RunCheckpoints:
     ) -> None:
         self.store = CheckpointStore(folder.path / "checkpoints", keep=cfg.checkpoint.keep)
         self.folder, self.state, self.record, self.cfg = folder, state, record, cfg
-        self._data, self._settings = dataset.fingerprint(), _fixed_settings(cfg)
+        self._data, self._settings = dataset.fingerprint(), fixed_settings(cfg)
 
     def save(self, best: bool = False) -> None:
         """Save everything that the next update depends on."""
@@ -111,8 +111,8 @@ def resume_command(folder: RunFolder) -> str:
     return shlex.join(["python", sys.argv[0], f"resume={folder.path}"])
 
 
-def _fixed_settings(cfg: RunSettings) -> dict[str, Any]:
-    """All settings but the free ones, by their dotted names, as JSON gives them back."""
+def fixed_settings(cfg: RunSettings) -> dict[str, Any]:
+    """All settings but those in :data:`FREE`, by their dotted names, as JSON gives them back."""
     flat: dict[str, Any] = {}
 
     def flatten(values: dict[str, Any], prefix: str) -> None:

@@ -1,0 +1,161 @@
+"""Training runs by their settings, and the file in which their results accumulate."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from torchrl_edp.configs import FEED_FORWARD, SCHEMAS, apply_preset
+from torchrl_edp.training.checkpoint import CheckpointStore
+from torchrl_edp.training.resume import fixed_settings
+
+FOLDER = Path("runs", "reproduce")
+COLUMNS = (
+    "key",
+    "experiment",
+    "dataset",
+    "seed",
+    "updates",
+    "rat",
+    "oms",
+    "last",
+    "seconds",
+    "training_seconds",
+    "data",
+    "processor",
+    "torch",
+    "date",
+    "settings",
+    "scores",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Args:
+        experiment: ``"edp_td3"`` or another key of ``torchrl_edp.configs.SCHEMAS``.
+        overrides: what its command line says, without the algorithm.
+    """
+
+    experiment: str
+    overrides: tuple[str, ...]
+
+    @cached_property
+    def settings(self) -> Any:
+        """All its settings, as the run itself would read them."""
+        ConfigStore.instance().store(name=self.experiment, node=SCHEMAS[self.experiment])
+        with initialize(version_base="1.3", config_path=None):
+            config = compose(self.experiment, overrides=list(self.overrides))
+        return OmegaConf.to_object(apply_preset(config, self.experiment, self.overrides))
+
+    @cached_property
+    def key(self) -> str:
+        """Twelve digits that stand for everything that decides its scores; not where, and how fast, it ran."""
+        cfg = self.settings
+        decisive = {"experiment": self.experiment, **fixed_settings(cfg), "updates": cfg.optim.gradient_steps}
+        decisive |= {"eval_iter": cfg.logger.eval_iter, "eval_envs": cfg.logger.eval_envs}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs."""
+        return FOLDER / self.key
+
+    @property
+    def command(self) -> list[str]:
+        """What to type to run it, or to go on with it."""
+        scripts = Path(__file__).parents[1]
+        feed_forward = self.experiment in FEED_FORWARD
+        script = [str(scripts / ("feed_forward.py" if feed_forward else f"{self.experiment}.py"))]
+        if feed_forward:
+            script.append(f"algorithm={self.experiment}")
+        return [sys.executable, *script, *self.overrides, f"hydra.run.dir={self.folder.as_posix()}", "resume=auto"]
+
+    @property
+    def updates(self) -> int:
+        """Updates that are saved so far."""
+        return max(CheckpointStore(self.folder / "checkpoints").steps(), default=0)
+
+    def row(self) -> dict[str, Any] | None:
+        """Its row of results, None while it is not finished."""
+        summary_file = self.folder / "summary.json"
+        if not summary_file.exists():
+            return None
+        summary = json.loads(summary_file.read_text())
+        with (self.folder / "metrics.csv").open(newline="") as file:
+            scores = [row["eval/score"] or row["eval/return"] for row in csv.DictReader(file) if row["eval/return"]]
+        checkpoint, _ = CheckpointStore(self.folder / "checkpoints").newest()
+        shown = ("dataset=", "seed=", "optim.gradient_steps=")
+        return {
+            "key": self.key,
+            "experiment": self.experiment,
+            "updates": summary["gradient_steps"],
+            "data": checkpoint.info["run"]["data"][:12] if checkpoint else "",
+            "torch": summary["versions"]["torch"],
+            "date": datetime.date.today().isoformat(),
+            "settings": " ".join(override for override in self.overrides if not override.startswith(shown)),
+            "scores": " ".join(f"{float(score):.2f}" for score in scores),
+            **{name: f"{summary[name]:.2f}" for name in ("rat", "oms", "last")},
+            **{name: f"{summary[name]:.0f}" for name in ("seconds", "training_seconds")},
+            **{name: summary[name] for name in ("dataset", "seed", "processor")},
+        }
+
+
+class Ledger:
+    """Results of finished runs in a CSV, one row each, by key: it grows over many calls and machines.
+
+    Args:
+        path: of the CSV, made with its first row.
+        columns: of a new file; the first one is the key.
+
+    Raises:
+        SystemExit: if the file has other columns.
+    """
+
+    def __init__(self, path: str | Path, columns: Sequence[str] = COLUMNS) -> None:
+        self.path, self.columns = Path(path), tuple(columns)
+        self.rows: dict[str, dict[str, str]] = {}
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                if tuple(reader.fieldnames or ()) != self.columns:
+                    found = ", ".join(reader.fieldnames or ())
+                    raise SystemExit(f"{path}: expected the columns {', '.join(self.columns)}, got {found}.")
+                self.rows = {row[self.columns[0]]: row for row in reader}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.rows
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row; nothing if its key is there."""
+        key = str(row[self.columns[0]])
+        if key in self.rows:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        self.rows[key] = {column: str(row[column]) for column in self.columns}
+
+    def collect(self, runs: Iterable[Run]) -> None:
+        """Add those of ``runs`` that are finished."""
+        for run in runs:
+            if run.key not in self and (row := run.row()) is not None:
+                self.add(row)

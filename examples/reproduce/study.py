@@ -1,0 +1,194 @@
+"""What the training studies share: command line, the runs of all cases, one table and one picture of their scores."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch import train_missing
+from runs import Ledger, Run
+
+RESULTS = Path(__file__).parent / "results"
+DATASETS = {
+    "local": (
+        "local/hopper/medium-expert-v0",
+        "local/halfcheetah/medium-expert-v0",
+        "local/walker2d/medium-v0",
+        "local/pointmaze/medium-v0",
+    ),
+    "minari": (
+        *(
+            f"mujoco/{body}/{level}-v0"
+            for level in ("medium", "expert")
+            for body in ("hopper", "halfcheetah", "walker2d")
+        ),
+        *(f"D4RL/pointmaze/{maze}-v2" for maze in ("umaze", "medium", "large")),
+        *(f"D4RL/antmaze/{maze}-v1" for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse")),
+        *(f"D4RL/pen/{source}-v2" for source in ("human", "cloned")),
+        *(f"D4RL/kitchen/{tasks}-v2" for tasks in ("complete", "partial", "mixed")),
+    ),
+}
+# Scores in mazes are all or nothing by episode: ten of them say little.
+EPISODES = {"pointmaze": 50, "antmaze": 100}
+
+Case = tuple[str, tuple[str, ...]]  # experiment, overrides
+
+
+@dataclass(frozen=True)
+class Study:
+    """Cases to compare on the same data sets, seeds and number of updates.
+
+    Args:
+        name: of the result files.
+        title: of table and picture.
+        cases: experiment and overrides of each, by the name that the table gives it.
+        updates: of every run.
+        datasets: None for :data:`DATASETS`.
+    """
+
+    name: str
+    title: str
+    cases: Mapping[str, Case]
+    updates: int = 50_000
+    datasets: Mapping[str, Sequence[str]] = field(default_factory=lambda: DATASETS)
+
+    def main(self, description: str | None) -> None:
+        """Parse the command line, train what is missing, write the table."""
+        args = parser(description, updates=self.updates).parse_args()
+        datasets = args.datasets or self.datasets[args.data]
+        ledger = Ledger(args.output / "runs.csv")
+        cells = {
+            (case, dataset): [self.run(case, dataset, seed, args) for seed in args.seeds]
+            for case in self.cases
+            for dataset in datasets
+        }
+        by_seed = [runs[i] for i in range(len(args.seeds)) for runs in cells.values()]
+        if args.train:
+            train_missing(by_seed, ledger, launcher=args.launcher, jobs=args.jobs, threads=args.threads)
+        else:
+            ledger.collect(by_seed)
+        rows = [summary(case, dataset, runs, ledger) for (case, dataset), runs in cells.items()]
+        self.write(rows, list(datasets), args)
+
+    def run(self, case: str, dataset: str, seed: int, args: argparse.Namespace) -> Run:
+        """The run of a case."""
+        experiment, overrides = self.cases[case]
+        episodes = [f"logger.eval_envs={n}" for name, n in EPISODES.items() if name in dataset]
+        named = (f"dataset={dataset}", f"seed={seed}", f"optim.gradient_steps={args.updates}")
+        return Run(experiment, (*named, *episodes, *overrides, *args.overrides))
+
+    def write(self, rows: Sequence[Row], datasets: Sequence[str], args: argparse.Namespace) -> None:
+        """Write ``<name>.csv``, ``.md`` and ``.png``, and print the table."""
+        path = args.output / self.name
+        args.output.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".csv").open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(Row.__dataclass_fields__)
+            writer.writerows([getattr(row, name) for name in Row.__dataclass_fields__] for row in rows)
+        text = f"# {self.title}\n\n" + "\n\n".join(
+            f"{score.upper()}, {args.updates:,} updates, mean ± deviation over seeds (how many):\n\n"
+            + table(rows, list(self.cases), datasets, score)
+            for score in ("rat", "oms")
+        )
+        path.with_suffix(".md").write_text(text + "\n")
+        print(text)
+        draw(rows, list(self.cases), datasets, path.with_suffix(".png"), self.title)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores of one case on one data set; empty where no run is recorded."""
+
+    case: str
+    dataset: str
+    seeds: int
+    rat: float | None
+    rat_std: float | None
+    oms: float | None
+    oms_std: float | None
+    minutes: float | None
+
+
+def summary(case: str, dataset: str, runs: Sequence[Run], ledger: Ledger) -> Row:
+    """Mean and deviation (of a population of one: none) over those runs that are recorded."""
+    found = [ledger.rows[run.key] for run in runs if run.key in ledger]
+    values: list[float | None] = []
+    for score in ("rat", "oms"):
+        scores = [float(row[score]) for row in found]
+        values += [statistics.mean(scores) if scores else None, statistics.stdev(scores) if len(scores) > 1 else None]
+    minutes = statistics.mean(float(row["seconds"]) for row in found) / 60 if found else None
+    return Row(case, dataset, len(found), *values, minutes)
+
+
+def table(rows: Sequence[Row], cases: Sequence[str], datasets: Sequence[str], score: str) -> str:
+    """Data sets down, cases across, their averages where all data sets are there."""
+    cells = {(row.case, row.dataset): row for row in rows}
+    lines = [f"| data | {' | '.join(cases)} |", "|---" * (len(cases) + 1) + "|"]
+    for dataset in datasets:
+        lines.append(f"| {dataset} | {' | '.join(_cell(cells[case, dataset], score) for case in cases)} |")
+    averages = []
+    for case in cases:
+        means = [getattr(cells[case, dataset], score) for dataset in datasets]
+        averages.append("–" if None in means else f"**{statistics.mean(means):.1f}**")
+    times = []
+    for case in cases:
+        minutes = [cells[case, dataset].minutes for dataset in datasets]
+        known = [value for value in minutes if value is not None]
+        times.append(f"{statistics.mean(known):.0f} min" if known else "–")
+    lines += [f"| average | {' | '.join(averages)} |", f"| wall time of a run | {' | '.join(times)} |"]
+    return "\n".join(lines)
+
+
+def _cell(row: Row, score: str) -> str:
+    mean, deviation = getattr(row, score), getattr(row, f"{score}_std")
+    if mean is None:
+        return "–"
+    return f"{mean:.1f} (1)" if deviation is None else f"{mean:.1f} ± {deviation:.1f} ({row.seeds})"
+
+
+def draw(rows: Sequence[Row], cases: Sequence[str], datasets: Sequence[str], path: Path, title: str) -> None:
+    """Bars of RAT by data set and case; ticks of deviation."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells = {(row.case, row.dataset): row for row in rows}
+    figure = Figure(figsize=(max(6.0, 2.4 * len(datasets)), 3.2), layout="constrained")
+    panel = figure.subplots()
+    width = 0.8 / len(cases)
+    for i, case in enumerate(cases):
+        row = [cells[case, dataset] for dataset in datasets]
+        at = [place + (i - (len(cases) - 1) / 2) * width for place in range(len(datasets))]
+        heights, errors = [cell.rat or 0.0 for cell in row], [cell.rat_std or 0.0 for cell in row]
+        panel.bar(
+            at, heights, width, yerr=errors, label=case, color=COLORS[i % len(COLORS)], error_kw={"linewidth": 0.8}
+        )
+    panel.set_xticks(range(len(datasets)), [dataset.split("/", 1)[1] for dataset in datasets])
+    panel.set_ylabel("RAT, normalised score")
+    panel.set_title(title, fontsize=10)
+    panel.legend(frameon=False, fontsize=7, ncols=max(1, len(cases) // 2))
+    panel.spines[["top", "right"]].set_visible(False)
+    FigureCanvasAgg(figure).print_figure(path, dpi=160, format="png")
+
+
+# Okabe and Ito's pairs of a pale and a strong colour, told apart by colour-blind readers too
+COLORS = ("#9ECAE1", "#0072B2", "#FDCB8A", "#D55E00", "#A8DDB5", "#009E73", "#CC79A7", "#555555")
+
+
+def parser(description: str | None, *, updates: int) -> argparse.ArgumentParser:
+    """The command line that all training studies understand."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--data", choices=sorted(DATASETS), default="local", help="local counterparts, or public sets")
+    result.add_argument("--datasets", nargs="+", help="these and no others")
+    result.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    result.add_argument("--updates", type=int, default=updates)
+    result.add_argument("--no-train", dest="train", action="store_false", help="only what is recorded")
+    result.add_argument("--launcher", default="joblib", help="a Hydra launcher; joblib and basic run here")
+    result.add_argument("--jobs", type=int, help="runs at a time; one a core by default")
+    result.add_argument("--threads", type=int, default=1, help="of each run")
+    result.add_argument("--output", type=Path, default=RESULTS, help="folder of tables, pictures and runs.csv")
+    result.add_argument("overrides", nargs="*", help="settings of all runs, as compile.onednn=true")
+    return result

@@ -1,0 +1,163 @@
+"""Runs are known by what decides their scores; results are recorded once."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import COLUMNS, Ledger, Run
+from study import Row, Study, table
+
+from torchrl_edp.training.checkpoint import CheckpointStore
+
+SCRIPTS = Path(__file__).parents[2] / "examples" / "reproduce"
+BASE = ("dataset=local/hopper/medium-v0", "seed=1")
+
+
+def key(*overrides, experiment="edp_td3"):
+    return Run(experiment, (*BASE, *overrides)).key
+
+
+@pytest.mark.parametrize(
+    "free", ["compile.onednn=true", "logger.progress=false", "resume=auto", "checkpoint.keep=5", "logger.log_iter=7"]
+)
+def test_key_leaves_out_what_does_not_decide_the_scores(free):
+    assert key(free) == key()
+
+
+@pytest.mark.parametrize(
+    "decisive",
+    [
+        "seed=2",
+        "dataset=local/hopper/expert-v0",
+        "optim.gradient_steps=7",
+        "logger.eval_iter=7",
+        "logger.eval_envs=7",
+        "loss.guidance_weight=0.5",
+        "diffusion.solver_kwargs={spacing: time}",
+        "preset=paper",
+    ],
+)
+def test_key_tells_apart_what_decides_the_scores(decisive):
+    assert key(decisive) != key()
+
+
+def test_key_knows_the_algorithm_and_not_how_a_default_is_said():
+    assert key(experiment="edp_iql") != key()
+    assert key("seed=1", "loss.gamma=0.99") == key()
+    assert key("preset=default") == key()
+
+
+def row(name):
+    return dict.fromkeys(COLUMNS, "1") | {"key": name}
+
+
+def test_ledger_grows_and_keeps_the_first_result(tmp_path):
+    ledger = Ledger(tmp_path / "folder" / "runs.csv")
+    ledger.add(row("a") | {"rat": 5})
+    ledger.add(row("a") | {"rat": 6})
+    Ledger(ledger.path).add(row("b"))
+    again = Ledger(ledger.path)
+    assert list(again.rows) == ["a", "b"]
+    assert again.rows["a"]["rat"] == "5"
+    assert ledger.rows["a"] == again.rows["a"]
+
+
+def test_ledger_refuses_another_file(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("key,score\na,1\n")
+    with pytest.raises(SystemExit, match="expected the columns key, experiment.*got key, score"):
+        Ledger(path)
+    assert path.read_text() == "key,score\na,1\n"
+
+
+def cell(case, dataset, rat, seeds=2):
+    return Row(case, dataset, seeds, rat, 1.0 if seeds > 1 else None, rat, None, 90.0)
+
+
+def test_table_averages_over_data_sets_that_are_all_there():
+    rows = [cell("A", "x", 10.0), cell("A", "y", 30.0, seeds=1), cell("B", "x", 10.0)]
+    rows.append(Row("B", "y", 0, None, None, None, None, None))
+    text = table(rows, ["A", "B"], ["x", "y"], "rat")
+    assert "| x | 10.0 ± 1.0 (2) | 10.0 ± 1.0 (2) |" in text
+    assert "| y | 30.0 (1) | – |" in text
+    assert "| average | **20.0** | – |" in text
+
+
+TINY = ["--updates", "12", "--datasets", "local/hopper/medium-v0", "data.num_steps=2000", "logger.eval_iter=4"]
+TINY += ["logger.eval_envs=1", "network.hidden_sizes=[16]", "logger.progress=false", "checkpoint.iter=4"]
+
+
+def study(tmp_path, *options, script="table2.py", **kwargs):
+    command = [sys.executable, str(SCRIPTS / script), "--output", "out", *options, *TINY]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, **kwargs)
+
+
+@pytest.mark.slow
+def test_table_2_trains_once_and_can_be_made_again(tmp_path):
+    result = study(tmp_path, "--seeds", "0", "1")
+    assert result.returncode == 0, result.stderr
+    with (tmp_path / "out" / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert {row["experiment"] for row in rows} == {"td3_bc", "crr", "iql", "edp_td3", "edp_crr", "edp_iql"}
+    assert all(len(row["scores"].split()) == 3 for row in rows)
+    assert "(2)" in (tmp_path / "out" / "table2.md").read_text()
+    assert (tmp_path / "out" / "table2.png").stat().st_size > 10_000
+    again = study(tmp_path, "--seeds", "0", "1", timeout=60)
+    assert again.stdout == result.stdout
+    assert "runs:" not in again.stderr  # no progress bar: nothing is trained
+    new = study(tmp_path, "--seeds", "2", "--no-train")
+    assert "| local/hopper/medium-v0 | – | – |" in new.stdout
+
+
+@pytest.mark.slow
+def test_stopped_study_goes_on(tmp_path):
+    command = [
+        sys.executable,
+        str(SCRIPTS / "ablate_steps.py"),
+        "--output",
+        "out",
+        "--seeds",
+        "0",
+        "--jobs",
+        "2",
+        *TINY,
+    ]
+    command += ["optim.gradient_steps=100000"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        runs = tmp_path / "runs" / "reproduce"
+        started = time.monotonic()
+        while len(list(runs.glob("*/checkpoints/*/manifest.json"))) < 2 and time.monotonic() - started < 120:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=120)
+    assert "nothing is lost: the same command goes on" in error
+    saved = {folder: max(CheckpointStore(folder / "checkpoints").steps()) for folder in runs.glob("????????????")}
+    assert len(saved) == 2
+    logs = [(folder / "output.log").read_text() for folder in saved]
+    assert all("Stopped by SIGINT" in log for log in logs)
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_named_and_the_others_are_recorded(tmp_path):
+    code = json.dumps(str(SCRIPTS))
+    script = f"""
+import sys
+sys.path.insert(0, {code})
+from study import Study
+Study("mixed", "A title", {{"good": ("bc", ()), "bad": ("bc", ("dataset=local/nothing/at-all-v0",))}}).main("")
+"""
+    (tmp_path / "mixed.py").write_text(script)
+    command = [sys.executable, "mixed.py", "--output", "out", "--seeds", "0", *TINY]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "1 of 2 runs did not finish" in result.stderr
+    log = Path(tmp_path, result.stderr.strip().splitlines()[-1].strip())
+    assert "DatasetError" in log.read_text()
+    assert len(Ledger(tmp_path / "out" / "runs.csv").rows) == 1
+    assert Study  # the script's own
