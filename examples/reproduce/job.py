@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +28,26 @@ class Job:
 
 
 def run(cfg: Job) -> int:
-    """Run it in a process of its own, with ``output.log`` in its folder; a failure does not stop the others."""
+    """Run it in a process of its own, with ``output.log`` in its folder; a failure does not stop the others.
+
+    A file beside the list, with the suffix ``.stop``, stops runs and launcher: each run saves itself, none is begun. A
+    signal would not do: joblib kills what its workers have started.
+    """
+    stop = Path(cfg.jobs).with_suffix(".stop")
+    if stop.exists():
+        return 1
     job = json.loads(Path(cfg.jobs).read_text())[cfg.index]
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(cfg.threads)}
     with (folder / "output.log").open("a") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(cfg.threads)}
-        return subprocess.run(job["command"], stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+        process = subprocess.Popen(job["command"], stdout=log, stderr=subprocess.STDOUT, env=environment)
+        while process.poll() is None:
+            if stop.exists():
+                process.send_signal(signal.SIGINT)
+                break
+            time.sleep(0.5)
+        return process.wait()
 
 
 if __name__ == "__main__":

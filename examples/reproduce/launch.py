@@ -45,17 +45,21 @@ def train_missing(
     command += [f"hydra.sweep.dir={FOLDER.as_posix()}/launches/{os.getpid()}"]
     if launcher == "joblib":
         command.append(f"hydra.launcher.n_jobs={jobs or os.cpu_count() or 1}")
-    # A group of its own: a signal reaches the runs once, by this process, and each of them saves itself.
+    stop = file.with_suffix(".stop")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # In a session of its own Ctrl-C does not reach it: the runs are stopped by a file, and each of them saves itself.
     with (FOLDER / "launcher.log").open("a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         _watch(missing, ledger, process)
     except KeyboardInterrupt:
-        os.killpg(process.pid, signal.SIGINT)
+        print("\nStopping: every run finishes its update and saves itself.", file=sys.stderr)
+        stop.touch()
         process.wait()
         raise SystemExit("Stopped, nothing is lost: the same command goes on.") from None
     finally:
         file.unlink()
+        stop.unlink(missing_ok=True)
     failed = [run for run in missing if run.key not in ledger]
     if failed:
         logs = "\n".join(f"    {run.folder / 'output.log'}" for run in failed)

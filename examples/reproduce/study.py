@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from launch import train_missing
 from runs import Ledger, Run
@@ -58,7 +59,7 @@ class Study:
 
     def main(self, description: str | None) -> None:
         """Parse the command line, train what is missing, write the table."""
-        args = parser(description, updates=self.updates).parse_args()
+        args = parser(description, updates=self.updates).parse_intermixed_args()
         datasets = args.datasets or self.datasets[args.data]
         ledger = Ledger(args.output / "runs.csv")
         cells = {
@@ -182,8 +183,8 @@ def parser(description: str | None, *, updates: int) -> argparse.ArgumentParser:
     """The command line that all training studies understand."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--data", choices=sorted(DATASETS), default="local", help="local counterparts, or public sets")
-    result.add_argument("--datasets", nargs="+", help="these and no others")
-    result.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    result.add_argument("--datasets", type=_list(str), help="these and no others, separated by commas")
+    result.add_argument("--seeds", type=_list(int), default=[0, 1, 2], help="separated by commas; 0,1,2 by default")
     result.add_argument("--updates", type=int, default=updates)
     result.add_argument("--no-train", dest="train", action="store_false", help="only what is recorded")
     result.add_argument("--launcher", default="joblib", help="a Hydra launcher; joblib and basic run here")
@@ -192,3 +193,12 @@ def parser(description: str | None, *, updates: int) -> argparse.ArgumentParser:
     result.add_argument("--output", type=Path, default=RESULTS, help="folder of tables, pictures and runs.csv")
     result.add_argument("overrides", nargs="*", help="settings of all runs, as compile.onednn=true")
     return result
+
+
+def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Reads a list as Hydra's sweeps do, so that overrides can follow."""
+
+    def values(text: str) -> list[Any]:
+        return [kind(part) for part in text.split(",")]
+
+    return values
