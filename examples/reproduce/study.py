@@ -140,7 +140,9 @@ def table(rows: Sequence[Row], cases: Sequence[str], datasets: Sequence[str], sc
         minutes = [cells[case, dataset].minutes for dataset in datasets]
         known = [value for value in minutes if value is not None]
         times.append(f"{statistics.mean(known):.0f} min" if known else "–")
-    lines += [f"| average | {' | '.join(averages)} |", f"| wall time of a run | {' | '.join(times)} |"]
+    lines.append(f"| average | {' | '.join(averages)} |")
+    if any(row.minutes is not None for row in rows):
+        lines.append(f"| wall time of a run | {' | '.join(times)} |")
     return "\n".join(lines)
 
 
@@ -151,7 +153,14 @@ def _cell(row: Row, score: str) -> str:
     return f"{mean:.1f} (1)" if deviation is None else f"{mean:.1f} ± {deviation:.1f} ({row.seeds})"
 
 
-def draw(rows: Sequence[Row], cases: Sequence[str], datasets: Sequence[str], path: Path, title: str) -> None:
+def draw(
+    rows: Sequence[Row],
+    cases: Sequence[str],
+    datasets: Sequence[str],
+    path: Path,
+    title: str,
+    label: str = "RAT, normalised score",
+) -> None:
     """Bars of RAT by data set and case; ticks of deviation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -168,7 +177,7 @@ def draw(rows: Sequence[Row], cases: Sequence[str], datasets: Sequence[str], pat
             at, heights, width, yerr=errors, label=case, color=COLORS[i % len(COLORS)], error_kw={"linewidth": 0.8}
         )
     panel.set_xticks(range(len(datasets)), [dataset.split("/", 1)[1] for dataset in datasets])
-    panel.set_ylabel("RAT, normalised score")
+    panel.set_ylabel(label)
     panel.set_title(title, fontsize=10)
     panel.legend(frameon=False, fontsize=7, ncols=max(1, len(cases) // 2))
     panel.spines[["top", "right"]].set_visible(False)
