@@ -136,7 +136,9 @@ def test_key_stands_for_weights_settings_and_episodes(saved, tmp_path):
     key = Point(saved, {"policy_scale": 2.0}, 3).key
     moved = SavedPolicy(Path(shutil.copytree(saved.path, tmp_path / "moved"), "policy.safetensors"))
     assert Point(moved, {"policy_scale": 2.0}, 3).key == key
-    assert Point(make_policy(tmp_path / "other", seed=1), {"policy_scale": 2.0}, 3).key != key
+    other = make_policy(tmp_path / "other", seed=1)
+    shutil.copy(saved.path / "policy.json", other.path)  # same settings, other weights
+    assert Point(other, {"policy_scale": 2.0}, 3).key != key
     assert Point(saved, {"policy_scale": 1.5}, 3).key != key
     assert Point(saved, {}, 3).key != key
     assert Point(saved, {"policy_scale": 2.0}, 4).key != key
