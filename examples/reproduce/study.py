@@ -72,8 +72,18 @@ class Study:
             train_missing(by_seed, ledger, launcher=args.launcher, jobs=args.jobs, threads=args.threads)
         else:
             ledger.collect(by_seed)
+        self.finish(cells, ledger, list(datasets), args)
+
+    def finish(
+        self,
+        cells: Mapping[tuple[str, str], Sequence[Run]],
+        ledger: Ledger,
+        datasets: Sequence[str],
+        args: argparse.Namespace,
+    ) -> None:
+        """Write the results of those runs, by case and data set, that are recorded."""
         rows = [summary(case, dataset, runs, ledger) for (case, dataset), runs in cells.items()]
-        self.write(rows, list(datasets), args)
+        self.write(rows, datasets, args)
 
     def run(self, case: str, dataset: str, seed: int, args: argparse.Namespace) -> Run:
         """The run of a case."""
@@ -82,22 +92,25 @@ class Study:
         named = (f"dataset={dataset}", f"seed={seed}", f"optim.gradient_steps={args.updates}")
         return Run(experiment, (*named, *episodes, *overrides, *args.overrides))
 
-    def write(self, rows: Sequence[Row], datasets: Sequence[str], args: argparse.Namespace) -> None:
-        """Write ``<name>.csv``, ``.md`` and ``.png``, and print the table."""
-        path = args.output / self.name
+    def write(
+        self, rows: Sequence[Row], datasets: Sequence[str], args: argparse.Namespace, notes: Sequence[str] = ()
+    ) -> None:
+        """Write ``<name>.csv``, ``.md`` (with paragraphs of notes) and ``.png``, and print the table."""
+        path, cases = args.output / self.name, list(dict.fromkeys(row.case for row in rows))
         args.output.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".csv").open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(Row.__dataclass_fields__)
             writer.writerows([getattr(row, name) for name in Row.__dataclass_fields__] for row in rows)
-        text = f"# {self.title}\n\n" + "\n\n".join(
+        tables = [
             f"{score.upper()}, {args.updates:,} updates, mean ± deviation over seeds (how many):\n\n"
-            + table(rows, list(self.cases), datasets, score)
+            + table(rows, cases, datasets, score)
             for score in ("rat", "oms")
-        )
+        ]
+        text = "\n\n".join([f"# {self.title}", *tables, *notes])
         path.with_suffix(".md").write_text(text + "\n")
         print(text)
-        draw(rows, list(self.cases), datasets, path.with_suffix(".png"), self.title)
+        draw(rows, cases, datasets, path.with_suffix(".png"), self.title)
 
 
 @dataclass(frozen=True)
@@ -115,8 +128,12 @@ class Row:
 
 
 def summary(case: str, dataset: str, runs: Sequence[Run], ledger: Ledger) -> Row:
-    """Mean and deviation (of a population of one: none) over those runs that are recorded."""
-    found = [ledger.rows[run.key] for run in runs if run.key in ledger]
+    """The scores of those runs that are recorded."""
+    return average(case, dataset, [ledger.rows[run.key] for run in runs if run.key in ledger])
+
+
+def average(case: str, dataset: str, found: Sequence[Mapping[str, Any]]) -> Row:
+    """Mean and deviation (of a population of one: none) of RAT and OMS."""
     values: list[float | None] = []
     for score in ("rat", "oms"):
         scores = [float(row[score]) for row in found]
