@@ -117,13 +117,17 @@ def table(rows: Sequence[Mapping[str, Any]], steps: int) -> str:
         text += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for case in CASES:
             found = [row for row in rows if (row["work"], row["case"]) == (what, case)]
-            cells = [f"{row['per_second']:.3g}" for row in found] + [f"{row['ratio']:.2f}" for row in found]
+            cells = [_rate(row["per_second"]) for row in found] + [f"{row['ratio']:.2f}" for row in found]
             theirs = found[0]["paper"], found[0]["paper_ratio"]
-            cells += [f"{theirs[0]:.4g}", f"{theirs[1]:.2f}"] if theirs[0] else ["–", "–"]
+            cells += [f"{theirs[0]:.2f}", f"{theirs[1]:.2f}"] if theirs[0] else ["–", "–"]
             text.append(f"| {case} | {' | '.join(cells)} |")
         text.append("")
     about = ", ".join(f"{name} {value}" for name, value in machine().items())
     return "\n".join([*text, f"Ours: {about}. The paper: one GPU, JAX; its Diffusion-QL in PyTorch: 4.66 and 18.67."])
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path, steps: int) -> None:
@@ -146,7 +150,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path, steps: int) -> None:
             at = [place + (i - (len(bars) - 1) / 2) * width for place in range(len(CASES))]
             color = COLORS[-1] if i == len(forms) else COLORS[i]
             drawn = panel.barh(at, rates, width, label=name, color=color)
-            panel.bar_label(drawn, [f"{rate:.3g}" if rate else "" for rate in rates], fontsize=6, padding=2)
+            panel.bar_label(drawn, [_rate(rate) if rate else "" for rate in rates], fontsize=6, padding=2)
         names = [f"{case}, {steps} steps" if case in (DIFFUSION_QL, NO_SOLVER) else case for case in CASES]
         panel.set_yticks(range(len(CASES)), names if what == "training" else [""] * len(CASES), fontsize=8)
         panel.set_xscale("log")

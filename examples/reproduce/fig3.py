@@ -76,11 +76,12 @@ def table(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def draw(lines: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
-    """A panel per data set: means as lines, a deviation to either side as bands."""
+    """A panel per recorded data set: means as lines, a deviation to either side as bands."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(max(6.0, 2.9 * len(lines)), 2.9), layout="constrained")
+    lines = {dataset: rows for dataset, rows in lines.items() if rows} or lines
+    figure = Figure(figsize=(max(4.0, 2.9 * len(lines)), 3.1), layout="constrained")
     panels = figure.subplots(1, len(lines), squeeze=False)[0]
     for panel, (dataset, rows) in zip(panels, lines.items(), strict=True):
         updates = [row["updates"] / 1000 for row in rows]
@@ -93,7 +94,8 @@ def draw(lines: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: st
         panel.set_xlabel("thousand updates")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("normalised score")
-    panels[0].legend(frameon=False, fontsize=7, loc="lower right")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=8, ncols=2, loc="outside lower center")
     figure.suptitle(title, fontsize=10)
     FigureCanvasAgg(figure).print_figure(path, dpi=160, format="png")
 

@@ -196,7 +196,8 @@ def draw(
     panel.set_xticks(range(len(datasets)), [dataset.split("/", 1)[1] for dataset in datasets])
     panel.set_ylabel(label)
     panel.set_title(title, fontsize=10)
-    panel.legend(frameon=False, fontsize=7, ncols=max(1, len(cases) // 2))
+    handles = panel.get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=7, ncols=len(cases), loc="outside lower center")
     panel.spines[["top", "right"]].set_visible(False)
     FigureCanvasAgg(figure).print_figure(path, dpi=160, format="png")
 
