@@ -67,10 +67,9 @@ CASES = {"EDP": (), "QL": table1.SETTINGS}
 def test_table_has_the_cut_case_and_says_how_far_it_came(tmp_path, monkeypatch, capsys):
     options = ["--no-train", "--updates", "40", "--output", str(tmp_path), "--seeds", "0", "1"]
     options += ["--datasets", "local/hopper/medium-v0", "local/hopper/expert-v0", *TINY[1:]]
-    args = table1.STUDY, ("local/hopper/medium-v0",)
     ledger = Ledger(tmp_path / "runs.csv")
     for seed in (0, 1):
-        given = (f"dataset={args[1][0]}", f"seed={seed}", "optim.gradient_steps=40")
+        given = (f"dataset=local/hopper/medium-v0", f"seed={seed}", "optim.gradient_steps=40")
         for case, (experiment, overrides) in table1.STUDY.cases.items():
             run = Run(experiment, (*given, *overrides, *TINY[1:]))
             ledger.add(row(run.key, training_seconds=4 if case == "EDP" else 8, rat=25, oms=40))
