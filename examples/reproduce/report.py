@@ -154,7 +154,7 @@ def page(folder: Path) -> str:
         "Efficient Diffusion Policies for Offline Reinforcement Learning (https://arxiv.org/abs/2305.20081), run by "
         f"`examples/reproduce/`. {made}: `runs.csv` has each of them, with its settings and all its evaluations.",
         "RAT is the mean of the last ten evaluations, OMS the best of all. The paper's scores are on D4RL, after "
-        "2,000,000 updates (1,000,000 outside of locomotion), over five seeds. None of ours are on the same data, so that what "
+        "2,000,000 updates (1,000,000 outside of locomotion), over five seeds. None of ours are on the same data: what "
         "can be checked is whether its claims hold; below each table is what differs.",
     ]
     return "\n\n".join([*intro, *(section(part, folder) for part in PARTS)]) + "\n"

@@ -69,7 +69,7 @@ def test_table_has_the_cut_case_and_says_how_far_it_came(tmp_path, monkeypatch, 
     options += ["--datasets", "local/hopper/medium-v0", "local/hopper/expert-v0", *TINY[1:]]
     ledger = Ledger(tmp_path / "runs.csv")
     for seed in (0, 1):
-        given = (f"dataset=local/hopper/medium-v0", f"seed={seed}", "optim.gradient_steps=40")
+        given = ("dataset=local/hopper/medium-v0", f"seed={seed}", "optim.gradient_steps=40")
         for case, (experiment, overrides) in table1.STUDY.cases.items():
             run = Run(experiment, (*given, *overrides, *TINY[1:]))
             ledger.add(row(run.key, training_seconds=4 if case == "EDP" else 8, rat=25, oms=40))
