@@ -104,16 +104,12 @@ def test_diffusion_ql_differentiates_all_steps_of_its_chain(monkeypatch, overrid
         return outputs[-1]
 
     monkeypatch.setattr(loss, "_checkpointed_network", recorded)
-    # the clean action is clipped at every step and stops gradients there: a small output layer keeps it inside
-    for name, parameter in loss.actor_network_params.flatten_keys(".").items():
-        parameter.data.mul_(0.01 if name.endswith(("weight", "bias")) else 1)
-    data = TensorDict({"observation": torch.zeros(4, 11), "action": torch.zeros(4, 3)}, [4])
-    _, metrics = loss.actor_loss(data | {"initial_noise": torch.zeros(4, 3)} if calls else data)
+    # many actions: where a step's clean action is clipped, no gradient reaches that step
+    data = TensorDict({"observation": torch.randn(256, 11), "action": torch.zeros(256, 3)}, [256])
+    total, _ = loss.actor_loss(data)
     assert len(outputs) == calls
     if calls:
         sampler = loss.actor_network.module
         assert (sampler.num_steps, sampler.solver, sampler.schedule.kind) == (5, "ddpm", "vp")
         assert loss.alpha * loss.guidance_weight == 1
-        assert metrics["lmbd"].isfinite().all()
-        total = loss.actor_loss(data)[0]
-        assert all(gradient.abs().sum() > 0 for gradient in grad(total, outputs[-5:]))
+        assert all(gradient.abs().sum() > 0 for gradient in grad(total, outputs))
