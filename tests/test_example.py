@@ -45,8 +45,8 @@ def test_a_run_leaves_a_folder_that_can_be_used(tmp_path, datasets, script):
     assert result.returncode == 0, result.stderr
     folder = next((tmp_path / "runs" / script).rglob("summary.json")).parent
     names = {path.name for path in folder.iterdir()}
-    files = {"config.yaml", "metrics.csv", "curves.png", "policy.safetensors", "policy.json", "policy_best.json"}
-    assert files <= names
+    files = {"config.yaml", "metrics.csv", "policy.safetensors", "policy.json", "policy_best.json"}
+    assert files | {"curves.png", "diagnose.png"} <= names
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["gradient_steps"] == 20 and summary["oms"] >= summary["last"]
     assert str(folder.relative_to(tmp_path)) in result.stdout

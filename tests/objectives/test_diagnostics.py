@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import math
+
 import hand_computed as hand
 import pytest
 import torch
 from loss_cases import CASES, K, make_data, make_loss, make_networks, spread
 
-from torchrl_edp.objectives import guidance_share_by_step
+from torchrl_edp.objectives import (
+    clipped_share_by_step,
+    guidance_share_by_step,
+    qvalue_bound,
+    qvalue_spread,
+    weight_saturation,
+)
 
 (TD3,) = [case for case in CASES if case.name == "td3"]
 (IQL,) = [case for case in CASES if case.name == "iql"]
@@ -81,3 +89,91 @@ def test_without_a_gradient_all_shares_are_zero():
 def test_chains_of_calls_have_no_step(settings):
     with pytest.raises(ValueError, match="guidance_start='data' and a single approximation step"):
         guidance_share_by_step(make_loss(TD3, **settings), make_data())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+def test_clipped_shares_by_hand(clip, masked):
+    """Entries of Eq. 9's action beyond +-1, whether the loss clips them or not."""
+    networks = make_networks(2)
+    loss = spread(make_loss(TD3, networks=networks, double=True, clip_approximation=clip))
+    data = hand.double_data(60)
+    data["diffusion_step"] = torch.arange(60) % (K - 5)  # none of the last five steps
+    counts = torch.arange(60) % 3 > 0 if masked else torch.ones(60, dtype=torch.bool)
+    if masked:
+        data["collector", "mask"] = counts.unsqueeze(-1)
+    _, actions = hand.approximations(networks, data, hand.COMMON)
+    entries = [[] for _ in range(10)]
+    for i in range(60):
+        if counts[i]:
+            entries[int(data["diffusion_step"][i]) // 5] += (actions[i].abs() > 1).tolist()
+    found = clipped_share_by_step(loss, data)
+    expected = [sum(part) / len(part) for part in entries[:9]]
+    assert found[:9].tolist() == pytest.approx(expected) and found[9].isnan() and not found.requires_grad
+    assert len(set(expected)) > 3
+
+
+def test_clipped_shares_with_drawn_noise_leave_the_input_alone():
+    loss, data = make_loss(TD3), make_data([400], draws=False)
+    keys, before = set(data.keys(True)), data.clone()
+    found = clipped_share_by_step(loss, data, num_bins=4)
+    assert (0 <= found).all() and (found <= 1).all() and found[-1] > found[0] and found.shape == (4,)
+    assert set(data.keys(True)) == keys and (data == before).all()
+    shaped = make_data([8, 50])
+    torch.testing.assert_close(clipped_share_by_step(loss, shaped), clipped_share_by_step(loss, shaped.view(-1)))
+
+
+def test_the_first_action_of_a_chain_counts_and_other_bounds_do():
+    networks, data = make_networks(2), make_data([64])
+    one, two = (make_loss(TD3, networks=networks, approximation_steps=steps) for steps in (None, 2))
+    assert torch.equal(clipped_share_by_step(one, data), clipped_share_by_step(two, data))
+    wide = make_loss(TD3, networks=networks, bounds=(-1e6, 1e6))
+    assert clipped_share_by_step(wide, data).tolist() == [0] * 10
+
+
+def test_what_is_not_approximated_is_not_clipped():
+    with pytest.raises(ValueError, match="needs guidance_start='data' and an actor with action bounds"):
+        clipped_share_by_step(make_loss(TD3, guidance_start="noise"), make_data())
+    loss = make_loss(TD3)
+    loss._bounds = None
+    with pytest.raises(ValueError, match="needs guidance_start='data' and an actor with action bounds"):
+        clipped_share_by_step(loss, make_data())
+
+
+def test_spread_of_q_by_hand():
+    qvalues = torch.tensor([[1.0, 2.0, 6.0], [3.0, 2.0, 10.0]])  # means 2, 2, 8; deviations over critics 1, 0, 2
+    mean, deviation, disagreement = (float(value) for value in qvalue_spread(qvalues))
+    assert (mean, deviation, disagreement) == pytest.approx((4.0, math.sqrt(8), 1.0))
+    assert [float(value) for value in qvalue_spread(torch.tensor([[5.0]]))] == [5, 0, 0]
+    torch.testing.assert_close(qvalue_spread(qvalues.view(2, 3, 1)), qvalue_spread(qvalues))
+
+
+LOG3 = math.log(3)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "settings", "at_cap", "effective"),
+    [
+        ([0.0, LOG3], {"cap": 3.0}, 0.5, 16 / (2 * 10)),  # weights 1 and 3
+        ([0.0, LOG3], {"cap": 3.1}, 0.0, 16 / (2 * 10)),
+        ([0.0, LOG3], {"cap": 2.0}, 0.5, 9 / (2 * 5)),  # 1 and 2
+        ([0.0, LOG3 / 2], {"cap": 9.0, "temperature": 4.0}, 0.5, 100 / (2 * 82)),  # 1 and 9
+        ([0.0, LOG3], {"cap": 2.0, "normalization": "mean"}, 0.5, 9 / (2 * 5)),
+        ([0.0, LOG3], {"cap": 2.0, "normalization": "softmax"}, 0.0, 16 / (2 * 10)),
+        ([0.0, LOG3], {"cap": None}, 0.0, 16 / (2 * 10)),
+        ([-1.0, 2.0, 3.0, 9.0], {"cap": 2.0, "function": "step"}, 0.0, 3 / 4),
+        ([-1.0, -2.0], {"function": "step"}, 0.0, 0.0),
+        ([-1e9, -1e9], {}, 0.0, 0.0),  # all weights underflow
+        ([1e9, -1e9, -1e9, -1e9], {}, 0.25, 0.25),
+        ([[0.0, 0.0], [0.0, 0.0]], {}, 0.0, 1.0),
+    ],
+)
+def test_saturation_of_weights_by_hand(advantage, settings, at_cap, effective):
+    found = weight_saturation(torch.tensor(advantage), **settings)
+    assert [float(value) for value in found] == pytest.approx([at_cap, effective], rel=1e-5)
+
+
+def test_bound_of_q():
+    rewards = torch.tensor([[-3.0], [2.0]])
+    assert qvalue_bound(rewards, 0.99) == pytest.approx(300)
+    assert qvalue_bound(rewards, 0.0) == 3 and qvalue_bound(rewards, 1.0) == math.inf

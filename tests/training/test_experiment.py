@@ -33,7 +33,8 @@ def test_a_run_leaves_its_folder(tmp_path, name, capsys):
     _, summary = run(tmp_path, name, preset="reference", seed=7)
     names = {path.name for path in tmp_path.iterdir()}
     policies = {f"{policy}.{suffix}" for policy in ("policy", "policy_best") for suffix in ("json", "safetensors")}
-    assert names == {".lock", "checkpoints", "config.yaml", "metrics.csv", "curves.png", "summary.json", *policies}
+    pictures = {"curves.png", "diagnose.png"}
+    assert names == {".lock", "checkpoints", "config.yaml", "metrics.csv", "summary.json", *pictures, *policies}
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written == summary and written["oms"] >= written["last"] and written["gradient_steps"] == 4
     about = {"loss": LOSSES[name].__name__, "dataset": "tiny", "preset": "reference", "seed": 7}
@@ -42,6 +43,7 @@ def test_a_run_leaves_its_folder(tmp_path, name, capsys):
         rows = list(csv.DictReader(file))
     assert [row["update"] for row in rows if row["eval/return"]] == ["2", "4"]
     assert [row["update"] for row in rows if row["loss_actor"]] == ["2", "4"]
+    assert [row["update"] for row in rows if row["diagnose/clipped_05"]] == ["2", "4"]
     assert str(tmp_path) in capsys.readouterr().out
     info = json.loads((tmp_path / "policy.json").read_text())["info"]
     assert info == {"dataset": "tiny", "env": "Pendulum-v1", "update": 4}

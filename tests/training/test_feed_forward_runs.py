@@ -65,11 +65,13 @@ def test_a_run_leaves_its_folder(tmp_path, name):
     loss, summary = run(tmp_path, name)
     names = {path.name for path in tmp_path.iterdir()}
     policies = {f"{policy}.{suffix}" for policy in ("policy", "policy_best") for suffix in ("json", "safetensors")}
-    assert names == {".lock", "checkpoints", "config.yaml", "metrics.csv", "curves.png", "summary.json", *policies}
+    pictures = {"curves.png", "diagnose.png"}
+    assert names == {".lock", "checkpoints", "config.yaml", "metrics.csv", "summary.json", *pictures, *policies}
     assert summary["loss"] == type(loss).__name__ == LOSSES[name] and summary["gradient_steps"] == 4
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["update"] for row in rows if row["eval/return"]] == ["2", "4"]
+    assert [row["update"] for row in rows if row["diagnose/action_distance"]] == ["2", "4"]
     norms = {key.removeprefix("grad_norm_") for key in rows[0] if key.startswith("grad_norm")}
     assert norms == {"actor", *CRITICS[name]}
 

@@ -39,6 +39,23 @@ def test_scores_rows_and_files(tmp_path):
         written = list(csv.DictReader(file))
     assert [int(row["update"]) for row in written] == [row["update"] for row in folder.rows]
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (tmp_path / "diagnose.png").exists()
+
+
+@pytest.mark.parametrize(("eval_iter", "looks"), [(2, [2, 4, 5]), (0, [5])])
+def test_a_run_is_looked_at_before_every_evaluation_and_at_its_end(tmp_path, eval_iter, looks):
+    seen = []
+
+    def diagnose(update):
+        seen.append(update)
+        return {"diagnose/q_data": 3.0}
+
+    _, folder, _ = run(tmp_path, gradient_steps=5, eval_iter=eval_iter, diagnose=diagnose)
+    names = [(row["update"], name) for row in folder.rows for name in ("diagnose/q_data", "eval/score") if name in row]
+    assert seen == looks and [update for update, name in names if name.startswith("diagnose")] == looks
+    if eval_iter:
+        assert names == [(update, name) for update in looks for name in ("diagnose/q_data", "eval/score")]
+    assert (tmp_path / "diagnose.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_logged_losses_are_means_over_the_interval(tmp_path):

@@ -1,7 +1,7 @@
-"""Evaluation: roll-outs in parallel environments, normalised scores, RAT and OMS, learning curves."""
+"""Evaluation: roll-outs in parallel environments, normalised scores, RAT and OMS, pictures of a run."""
 
 from torchrl_edp.evaluation.metrics import OnlineModelSelection, RunningAverage
-from torchrl_edp.evaluation.plots import plot_curves
+from torchrl_edp.evaluation.plots import plot_curves, plot_diagnostics
 from torchrl_edp.evaluation.rollout import EvaluationResult, PolicyEvaluator, evaluate
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "RunningAverage",
     "evaluate",
     "plot_curves",
+    "plot_diagnostics",
 ]

@@ -156,7 +156,7 @@ class PolicyEvaluator:
         """
         device = _device_of(policy) if device is None else torch.device(device)
         with (
-            _forked_rng(seed, device),
+            forked_rng(seed, device),
             _eval_mode(policy),
             torch.no_grad(),
             set_exploration_type(exploration_type),
@@ -260,8 +260,15 @@ def _device_of(policy: Any) -> torch.device:
 
 
 @contextmanager
-def _forked_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators of the CPU and of `device`, and of no other device; restore them afterwards."""
+def forked_rng(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators of the CPU and of `device`, and of no other device; restore them afterwards.
+
+    Example:
+        >>> with forked_rng(0, torch.device("cpu")):
+        ...     first = torch.rand(1)
+        >>> with forked_rng(0, torch.device("cpu")):
+        ...     assert torch.equal(torch.rand(1), first)
+    """
     cuda = device.type == "cuda"
     index = torch.cuda.current_device() if cuda and device.index is None else device.index
     with torch.random.fork_rng(devices=[index] if cuda else []):

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from tensordict import TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType
 from torchrl.objectives import LossModule
@@ -17,6 +18,7 @@ from torchrl_edp.data import OfflineDataset, load_dataset
 from torchrl_edp.evaluation import EvaluationResult, PolicyEvaluator
 from torchrl_edp.modules import EDPActor, EnergyBasedActionSelector
 from torchrl_edp.training.build import build_actor, build_qvalue, build_selector
+from torchrl_edp.training.diagnose import Diagnosis
 from torchrl_edp.training.feed_forward import ACTORS, acting_actor
 from torchrl_edp.training.loop import TrainingStopped, train
 from torchrl_edp.training.policy import EnvironmentPolicy, save_feed_forward_policy, save_policy
@@ -35,12 +37,14 @@ class _Acting:
 
     Args:
         policy: on normalised data; it shares its parameters with the loss.
+        actor_params: those of its actor, in the loss.
         save: a function of path, policy for the environment and ``info``.
         exploration_type: whether it draws its actions.
         compile: whether compiling it pays.
     """
 
     policy: TensorDictModuleBase
+    actor_params: TensorDictParams
     save: Callable[..., None]
     exploration_type: ExplorationType
     compile: bool
@@ -86,6 +90,7 @@ def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, 
     acting = _acting(cfg, loss, dataset)
     policy = EnvironmentPolicy(acting.policy, data.observation_normalizer, data.action_scaler).to(device)
     evaluated = torch.compile(policy) if compile and acting.compile else policy
+    diagnosis = Diagnosis(loss, data.buffer, actor_params=acting.actor_params, exploration_type=acting.exploration_type)
     record = TrainingRecord()
     checkpoints = RunCheckpoints(folder, state, record, cfg, dataset)
     checkpoints.restore()
@@ -111,6 +116,7 @@ def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, 
                 log_iter=cfg.logger.log_iter,
                 progress=cfg.logger.progress,
                 on_best=lambda: save("policy_best"),
+                diagnose=diagnosis,
                 record=record,
                 save=checkpoints.save,
                 save_iter=cfg.checkpoint.iter,
@@ -163,10 +169,17 @@ def _acting(cfg: RunSettings, loss: LossModule, dataset: OfflineDataset) -> _Act
         save = partial(save_feed_forward_policy, network=cfg.network, kind=ACTORS[cfg.algorithm])
         # One call of a small network an action: compiling it would not pay.
         actor = acting_actor(cfg, loss, dataset.observation_size, dataset.action_size)
-        return _Acting(actor, save, ExplorationType.DETERMINISTIC, compile=False)
+        return _Acting(
+            actor, _actor_params(loss, cfg.policy.averaged_actor), save, ExplorationType.DETERMINISTIC, False
+        )
     assert isinstance(cfg, ExperimentSettings)
     settings: dict[str, Any] = {"network": cfg.network, "diffusion": cfg.diffusion, "selection": cfg.policy.selection}
-    return _Acting(_selector(cfg, loss), partial(save_policy, **settings), ExplorationType.RANDOM, compile=True)
+    params = _actor_params(loss, cfg.policy.averaged_actor)
+    return _Acting(_selector(cfg, loss), params, partial(save_policy, **settings), ExplorationType.RANDOM, compile=True)
+
+
+def _actor_params(loss: LossModule, averaged: bool) -> TensorDictParams:
+    return loss.target_actor_network_params if averaged else loss.actor_network_params
 
 
 def _selector(cfg: ExperimentSettings, loss: LossModule) -> EnergyBasedActionSelector:

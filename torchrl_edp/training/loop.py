@@ -32,6 +32,7 @@ def train(
     log_iter: int = 500,
     progress: bool = True,
     on_best: Callable[[], None] | None = None,
+    diagnose: Callable[[int], dict[str, float]] | None = None,
     record: TrainingRecord | None = None,
     save: Callable[[bool], None] | None = None,
     save_iter: int = 0,
@@ -47,6 +48,8 @@ def train(
         log_iter: updates whose losses are averaged into one row.
         progress: show a progress bar.
         on_best: called when an evaluation is the best so far.
+        diagnose: a function of the number of updates that gives one more row, before every evaluation and at the end;
+            it must leave the training's random stream alone.
         record: of the run that is resumed.
         save: saves a checkpoint; its argument says whether the policy is the best so far. Called every ``save_iter``
             updates, after the best evaluation so far, at the end, and when a signal stops the loop.
@@ -78,6 +81,8 @@ def train(
             if due(log_iter):
                 folder.log(state.updates, record.means.take())
             best = False
+            if diagnose and (due(eval_iter) or state.updates == gradient_steps):
+                folder.log(state.updates, diagnose(state.updates))
             if due(eval_iter):
                 best = _evaluate(state, evaluate, folder, record, on_best)
                 bar.set_postfix({name: f"{value:.1f}" for name, value in record.shown().items()})

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one folder with config, metrics, curves, policy and summary."""
+"""What a run leaves behind: one folder with config, metrics, pictures, policy and summary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "minari", "mujoco", "
 
 
 class RunFolder:
-    """A folder that one can open: ``metrics.csv``, ``curves.png``, ``summary.json`` and a TorchRL logger.
+    """A folder that one can open: ``metrics.csv``, pictures, ``summary.json`` and a TorchRL logger.
 
     It is locked for other processes until it is closed, or its process ends.
 
@@ -75,8 +75,11 @@ class RunFolder:
                 self.logger.log_scalar(key, value, step=update)
 
     def write(self) -> None:
-        """Write ``metrics.csv`` and ``curves.png`` from all rows so far, nothing if there are none."""
-        from torchrl_edp.evaluation import plot_curves
+        """Write ``metrics.csv`` and ``curves.png`` from all rows so far, nothing if there are none.
+
+        Where there are columns ``diagnose/...``, write ``diagnose.png`` too.
+        """
+        from torchrl_edp.evaluation import plot_curves, plot_diagnostics
 
         if not self.rows:
             return
@@ -86,6 +89,8 @@ class RunFolder:
             writer.writeheader()
             writer.writerows(self.rows)
         plot_curves(self.rows, self.path / "curves.png")
+        if any(name.startswith("diagnose/") for name in columns):
+            plot_diagnostics(self.rows, self.path / "diagnose.png")
 
     def summarize(self, values: dict[str, Any]) -> dict[str, Any]:
         """Write ``summary.json``: the given values and the versions that made them."""
