@@ -94,7 +94,7 @@ def test_the_users_settings_and_backend_stay(tmp_path):
 def test_every_diagnostic_is_drawn_where_it_belongs(tmp_path, figures):
     path = plot_diagnostics(LOOKS, tmp_path / "diagnose.png")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    q, errors, gradients, weights, clipped, distance = figures[0].axes[:6]
+    q, errors, gradients, weights, distance, clipped = figures[0].axes[:6]
     assert lines(q) == {"data's actions": [(10, 5)], "policy's actions": [(10, 6)]}
     bands = [band.get_datalim(q.transData).intervaly.tolist() for band in q.collections]
     assert bands == [[4, 6], [4, 8]]
@@ -130,9 +130,8 @@ def test_panels_without_numbers_are_left_out(tmp_path, figures):
     plot_diagnostics(rows, tmp_path / "diagnose.png")
     assert [panel.get_title() for panel in figures[0].axes] == [
         "gradient norms",
-        "distance of the policy's action to the data's",
+        "action distance to the data (RMS)",
     ]
-    plot_diagnostics(LOOKS[:2] + [{"update": 12, "diagnose/q_data": 1}], tmp_path / "diagnose.png")
     without = [{key: value for key, value in row.items() if "weight" not in key} for row in LOOKS]
     plot_diagnostics(without, tmp_path / "diagnose.png")
     assert len(figures[-1].axes) == 5 + 1  # and the scale of the shares

@@ -80,9 +80,9 @@ def plot_diagnostics(metrics: Rows | str | PathLike[str], path: str | PathLike[s
 
     Up to six panels over the number of updates, those that have numbers: Q of the data's and of the policy's
     actions, with its deviation over rows, and the bound that the rewards allow where Q comes near it; errors of Q
-    (distance to the targets, disagreement of the critics); norms of the gradients; advantage weights; the share of the
-    approximated actions that is clipped, by tenths of the diffusion steps; the distance of the policy's actions to
-    the data's.
+    (distance to the targets, disagreement of the critics); norms of the gradients; advantage weights; the distance
+    of the policy's actions to the data's; the share of the approximated actions that is clipped, by tenths of the
+    diffusion steps.
 
     Args:
         metrics: rows of metrics, or the path of a CSV of them, with the columns ``diagnose/...`` of a run and
@@ -108,8 +108,8 @@ def plot_diagnostics(metrics: Rows | str | PathLike[str], path: str | PathLike[s
         _draw_q_errors: ("diagnose/td_error",),
         _draw_gradients: tuple(f"grad_norm_{name}" for name, _ in _GRADIENTS),
         _draw_weights: ("diagnose/weight_effective",),
-        _draw_clipped: _CLIPPED,
         _draw_distance: ("diagnose/action_distance",),
+        _draw_clipped: _CLIPPED,
     }
     draws = [draw for draw, keys in wanted.items() if _has(rows, keys)]
     if not draws:
@@ -126,7 +126,7 @@ def _draw_panels(
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    columns = min(len(draws), 3)
+    columns = 2 if len(draws) == 4 else min(len(draws), 3)
     lines = -(-len(draws) // columns)
     with rc_context(_STYLE):
         figure = Figure(figsize=(10 * columns / 3, 2.9 if lines == 1 else 2.5 * lines), layout="constrained")
@@ -227,7 +227,7 @@ def _draw_clipped(panel: Axes, rows: list[Mapping[str, Any]]) -> None:
 
 
 def _draw_distance(panel: Axes, rows: list[Mapping[str, Any]]) -> None:
-    panel.set_title("distance of the policy's action to the data's")
+    panel.set_title("action distance to the data (RMS)")
     updates, values = _series(rows, "diagnose/action_distance")
     _draw(panel, updates, values, None, color=_BLUE, **_DOTS)
     panel.set_ylim(0, 1.1 * float(values.max()) or 1)

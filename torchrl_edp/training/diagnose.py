@@ -53,11 +53,12 @@ class Diagnosis:
     Examples:
         >>> from torchrl_edp import EDPTD3Loss
         >>> from torchrl_edp.data import from_arrays, make_replay_buffer
+        >>> from torchrl.objectives import SoftUpdate
         >>> from torchrl_edp.training import DiffusionSettings, NetworkSettings, build_actor, build_qvalue
         >>> data = from_arrays(torch.rand(9, 3), torch.rand(9, 2), torch.rand(9), [0] * 8 + [1], [0] * 9)
         >>> network = NetworkSettings(hidden_sizes=[8])
         >>> loss = EDPTD3Loss(build_actor(3, 2, network, DiffusionSettings()), build_qvalue(3, 2, network))
-        >>> loss = loss.make_value_estimator(gamma=0.99)
+        >>> loss, targets = loss.make_value_estimator(gamma=0.99), SoftUpdate(loss, tau=0.005)
         >>> diagnosis = Diagnosis(loss, make_replay_buffer(data.transitions, batch_size=4))
         >>> [name for name in diagnosis(update=0) if "clipped" not in name][:3]
         ['diagnose/action_distance', 'diagnose/q_bound', 'diagnose/q_data']
@@ -70,7 +71,7 @@ class Diagnosis:
         *,
         actor_params: TensorDictParams | None = None,
         exploration_type: ExplorationType = ExplorationType.RANDOM,
-        num_rows: int = 1024,
+        num_rows: int = 512,
     ) -> None:
         self.loss, self.exploration_type = loss, exploration_type
         self.actor_params = loss.actor_network_params if actor_params is None else actor_params
