@@ -218,7 +218,7 @@ def parser(description: str | None, *, updates: int) -> argparse.ArgumentParser:
     result.add_argument("--jobs", type=int, help="runs at a time; one a core by default")
     result.add_argument("--threads", type=int, default=1, help="of each run")
     result.add_argument("--output", type=Path, default=RESULTS, help="folder of tables, pictures and runs.csv")
-    result.add_argument("overrides", nargs="*", help="settings of all runs, as compile.onednn=true")
+    result.add_argument("overrides", nargs="*", type=_override, help="settings of all runs, as compile.onednn=true")
     return result
 
 
@@ -229,3 +229,9 @@ def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
         return [kind(part) for part in text.split(",")]
 
     return values
+
+
+def _override(text: str) -> str:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"expected a setting as optim.lr=0.001, got {text!r}; lists go by commas")
+    return text

@@ -236,7 +236,7 @@ class Sweep:
         """Parse the command line, evaluate what is missing, write table and picture."""
         command_line = sweep_parser(description, seeds=[0])
         command_line.add_argument("--policies", nargs="+", type=Path, help="these runs' folders, or policies in them")
-        args = command_line.parse_args(argv)
+        args = command_line.parse_intermixed_args(argv)
         paths = args.policies or [run.folder for run in trained("TD3 EDP", args)]
         policies = [SavedPolicy(path) for path in paths]
         ledger = Ledger(args.output / f"{self.name}.csv", COLUMNS)

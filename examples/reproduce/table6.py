@@ -80,7 +80,7 @@ def point(run: Run, acting: Acting, episodes: int | None) -> Point:
 
 def main() -> None:
     """Parse the command line, evaluate what is missing, write table and picture."""
-    args = sweep_parser(__doc__, seeds=[0, 1, 2]).parse_args()
+    args = sweep_parser(__doc__, seeds=[0, 1, 2]).parse_intermixed_args()
     runs = {algorithm: trained(algorithm, args) for algorithm in ("TD3 EDP", "TD3 FF")}
     ledger = Ledger(args.output / "table6.csv", COLUMNS)
     cells: dict[tuple[str, str], list[Point]] = {}

@@ -34,16 +34,8 @@ def test_figure_of_two_seeds(tmp_path, monkeypatch):
     for seed, scores in ((0, "10 30 20"), (1, "20 20 50")):
         run = Run("edp_td3", (f"dataset={DATASET}", f"seed={seed}", "optim.gradient_steps=30", *extra))
         ledger.add(dict.fromkeys(COLUMNS, "x") | {"key": run.key, "scores": scores, "updates": 30})
-    options = [
-        "--no-train",
-        "--updates",
-        "30",
-        "--output",
-        str(tmp_path),
-        "--datasets",
-        DATASET,
-        "local/hopper/expert-v0",
-    ]
+    datasets = f"{DATASET},local/hopper/expert-v0"
+    options = ["--no-train", "--updates", "30", "--output", str(tmp_path), "--datasets", datasets]
     monkeypatch.setattr(sys, "argv", ["fig3.py", *options, *extra])
     fig3.STUDY.main("")
     with (tmp_path / "fig3.csv").open() as file:

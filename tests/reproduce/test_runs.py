@@ -88,6 +88,12 @@ def test_table_averages_over_data_sets_that_are_all_there():
     assert "| average | **20.0** | – |" in text
 
 
+def test_a_list_by_blanks_is_refused(tmp_path):
+    result = study(tmp_path, "--seeds", "0", "1", "--no-train")
+    assert result.returncode == 2
+    assert "expected a setting as optim.lr=0.001, got '1'; lists go by commas" in result.stderr
+
+
 TINY = ["--updates", "12", "--datasets", "local/hopper/medium-v0", "data.num_steps=2000", "logger.eval_iter=4"]
 TINY += ["logger.eval_envs=1", "network.hidden_sizes=[16]", "logger.progress=false", "checkpoint.iter=4"]
 

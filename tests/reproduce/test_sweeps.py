@@ -294,12 +294,12 @@ def test_figures_of_given_policies(name, saved, dataset, tmp_path):
 
 @pytest.mark.slow
 def test_table_6_and_a_figure_share_the_runs_they_train(tmp_path, monkeypatch):
-    result = script(tmp_path, "table6.py", "--seeds", "0", "1", *TINY)
+    result = script(tmp_path, "table6.py", "--seeds", "0,1", *TINY)
     assert result.returncode == 0, result.stderr
     assert "| data | TD3 | TD3 + EAS | EDP | EDP + EAS | EDP, low noise |" in result.stdout
     assert result.stdout.count("(2)") == 5
     assert (tmp_path / "out" / "table6.png").stat().st_size > 10_000
-    assert script(tmp_path, "table6.py", "--seeds", "0", "1", *TINY).stdout == result.stdout
+    assert script(tmp_path, "table6.py", "--seeds", "0,1", *TINY).stdout == result.stdout
     figure = script(tmp_path, "fig7.py", "--no-train", *TINY)
     assert figure.returncode == 0, figure.stderr
     none = script(tmp_path, "fig7.py", "--no-train", "--seeds", "5", *TINY)

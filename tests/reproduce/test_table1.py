@@ -65,8 +65,8 @@ CASES = {"EDP": (), "QL": table1.SETTINGS}
 
 
 def test_table_has_the_cut_case_and_says_how_far_it_came(tmp_path, monkeypatch, capsys):
-    options = ["--no-train", "--updates", "40", "--output", str(tmp_path), "--seeds", "0", "1"]
-    options += ["--datasets", "local/hopper/medium-v0", "local/hopper/expert-v0", *TINY[1:]]
+    options = ["--no-train", "--updates", "40", "--output", str(tmp_path), "--seeds", "0,1"]
+    options += ["--datasets", "local/hopper/medium-v0,local/hopper/expert-v0", *TINY[1:]]
     ledger = Ledger(tmp_path / "runs.csv")
     for seed in (0, 1):
         given = ("dataset=local/hopper/medium-v0", f"seed={seed}", "optim.gradient_steps=40")
