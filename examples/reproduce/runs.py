@@ -91,11 +91,19 @@ class Run:
         return max(CheckpointStore(self.folder / "checkpoints").steps(), default=0)
 
     def row(self) -> dict[str, Any] | None:
-        """Its row of results, None while it is not finished."""
+        """Its row of results, None while it is not finished.
+
+        Raises:
+            SystemExit: if it has no scores.
+        """
         summary_file = self.folder / "summary.json"
         if not summary_file.exists():
             return None
         summary = json.loads(summary_file.read_text())
+        if summary["rat"] is None:
+            raise SystemExit(
+                f"{self.folder}: a study needs scores, but this run was not evaluated: set logger.eval_iter."
+            )
         with (self.folder / "metrics.csv").open(newline="") as file:
             scores = [row["eval/score"] or row["eval/return"] for row in csv.DictReader(file) if row["eval/return"]]
         checkpoint, _ = CheckpointStore(self.folder / "checkpoints").newest()

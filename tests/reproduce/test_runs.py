@@ -75,6 +75,16 @@ def test_ledger_refuses_another_file(tmp_path):
     assert path.read_text() == "key,score\na,1\n"
 
 
+def test_a_run_without_scores_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run("edp_td3", BASE)
+    assert run.row() is None
+    run.folder.mkdir(parents=True)
+    (run.folder / "summary.json").write_text('{"rat": null}')
+    with pytest.raises(SystemExit, match=f"{run.key}: a study needs scores"):
+        run.row()
+
+
 def cell(case, dataset, rat, seeds=2):
     return Row(case, dataset, seeds, rat, 1.0 if seeds > 1 else None, rat, None, 90.0)
 
