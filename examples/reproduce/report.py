@@ -21,22 +21,30 @@ class Part:
     """A section of the page.
 
     Args:
-        name: of script and results.
+        name: of results, and of the script but for those of ``command``.
         title: what it is in the paper.
         question: that it answers.
         tables: the paper's, whose numbers are shown.
+        command: script and arguments.
     """
 
     name: str
     title: str
     question: str
     tables: tuple[str, ...] = ()
+    command: str = ""
 
 
 PARTS = (
     Part("fig2", "Figure 2", "How fast are training and acting, and what makes them so?", ("Fig. 2",)),
     Part("table1", "Tables 1 and 4", "Is EDP as good as Diffusion-QL, after as many updates and as much time?", ("4",)),
     Part("table2", "Table 2", "Is a diffusion policy better than a feed-forward one by the same algorithm?", ("2",)),
+    *(
+        Part(
+            f"tuning_{name}", f"Tuning of {name.upper()}", "How strong should the RL term be?", (), f"tuning.py {name}"
+        )
+        for name in ("td3", "crr", "iql")
+    ),
     Part("fig3", "Figure 3 and Table 5", "How far is the best evaluation from the average of the last ten?", ("5",)),
     Part("fig4", "Figure 4", "How many candidates should energy-based action selection have?"),
     Part("fig5", "Figure 5", "How many calls does DPM-Solver need?"),
@@ -78,7 +86,7 @@ SLIPS = {
 
 def section(part: Part, folder: Path) -> str:
     """One section: our results or how to get them, then the paper's."""
-    command = f"`python examples/reproduce/{part.name}.py`"
+    command = f"`python examples/reproduce/{part.command or part.name + '.py'}`"
     blocks = [f"## {part.title}", f"{part.question} {command}"]
     results = folder / f"{part.name}.md"
     if results.exists():

@@ -48,7 +48,8 @@ class Study:
         title: of table and picture.
         cases: experiment and overrides of each, by the name that the table gives it.
         updates: of every run.
-        datasets: None for :data:`DATASETS`.
+        datasets: by default, for local and for public data.
+        seeds: by default.
     """
 
     name: str
@@ -56,10 +57,11 @@ class Study:
     cases: Mapping[str, Case]
     updates: int = 50_000
     datasets: Mapping[str, Sequence[str]] = field(default_factory=lambda: DATASETS)
+    seeds: Sequence[int] = (0, 1, 2)
 
     def main(self, description: str | None) -> None:
         """Parse the command line, train what is missing, write the table."""
-        args = parser(description, updates=self.updates).parse_intermixed_args()
+        args = parser(description, updates=self.updates, seeds=self.seeds).parse_intermixed_args()
         datasets = args.datasets or self.datasets[args.data]
         ledger = Ledger(args.output / "runs.csv")
         cells = {
@@ -206,12 +208,12 @@ def draw(
 COLORS = ("#9ECAE1", "#0072B2", "#FDCB8A", "#D55E00", "#A8DDB5", "#009E73", "#CC79A7", "#555555")
 
 
-def parser(description: str | None, *, updates: int) -> argparse.ArgumentParser:
+def parser(description: str | None, *, updates: int, seeds: Sequence[int]) -> argparse.ArgumentParser:
     """The command line that all training studies understand."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--data", choices=sorted(DATASETS), default="local", help="local counterparts, or public sets")
     result.add_argument("--datasets", type=_list(str), help="these and no others, separated by commas")
-    result.add_argument("--seeds", type=_list(int), default=[0, 1, 2], help="separated by commas; 0,1,2 by default")
+    result.add_argument("--seeds", type=_list(int), default=seeds, help="separated by commas")
     result.add_argument("--updates", type=int, default=updates)
     result.add_argument("--no-train", dest="train", action="store_false", help="only what is recorded")
     result.add_argument("--launcher", default="joblib", help="a Hydra launcher; joblib and basic run here")

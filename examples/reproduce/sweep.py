@@ -204,8 +204,7 @@ def trained(case: str, args: argparse.Namespace) -> list[Run]:
 
 def sweep_parser(description: str | None, seeds: Sequence[int]) -> argparse.ArgumentParser:
     """The command line of the training studies, and the number of episodes."""
-    result = parser(description, updates=TABLE2.updates)
-    result.set_defaults(seeds=list(seeds))
+    result = parser(description, updates=TABLE2.updates, seeds=seeds)
     result.add_argument("--episodes", type=int, help="of each point; by default 20, in mazes more")
     return result
 

@@ -1,0 +1,43 @@
+"""The tuning behind table 2: the same number of settings on both sides, on two data sets, one seed.
+
+    python examples/reproduce/tuning.py td3        # or crr, iql
+
+Three strengths of the RL term for each policy: from the algorithm's own value to what is too much. Table 2 and the
+default preset take the setting with the better average.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from study import Case, Study
+
+
+def _cases(policy: str, experiment: str, setting: str, values: Sequence[float]) -> dict[str, Case]:
+    """One case for every value of a setting."""
+    name = setting.split(".")[1]
+    return {f"{policy} {name}={value:g}": (experiment, (f"{setting}={value:g}",)) for value in values}
+
+
+DATASETS = {
+    "local": ("local/halfcheetah/medium-expert-v0", "local/walker2d/medium-v0"),
+    "minari": ("mujoco/halfcheetah/expert-v0", "mujoco/walker2d/medium-v0"),
+}
+CASES = {
+    "td3": _cases("FF", "td3_bc", "loss.alpha", (1, 2.5, 10))
+    | _cases("EDP", "edp_td3", "loss.guidance_weight", (1, 5, 20)),
+    "crr": _cases("FF", "crr", "loss.temperature", (0.3, 1, 3))
+    | _cases("EDP", "edp_crr", "loss.guidance_weight", (1, 5, 20)),
+    "iql": _cases("FF", "iql", "loss.temperature", (1, 3, 10))
+    | _cases("EDP", "edp_iql", "loss.temperature", (1, 3, 10)),
+}
+STUDIES = {
+    name: Study(f"tuning_{name}", f"Tuning of {name.upper()}", cases, datasets=DATASETS, seeds=(0,))
+    for name, cases in CASES.items()
+}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in STUDIES:
+        sys.exit(f"{__doc__}\nExpected one of {', '.join(STUDIES)} first.")
+    STUDIES[sys.argv.pop(1)].main(__doc__)
