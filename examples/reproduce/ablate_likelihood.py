@@ -13,7 +13,7 @@ STUDY = Study(
     {
         "Eq. 12, floored": ("edp_iql", ("loss.likelihood=elbo",)),
         "Eq. 13": ("edp_iql", ("loss.likelihood=approximation",)),
-        "noise error (default)": ("edp_iql", ()),
+        "noise error (default)": ("edp_iql", ("loss.likelihood=noise",)),
     },
 )
 

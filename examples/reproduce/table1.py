@@ -17,7 +17,8 @@ authors' code (Zhendong-Wang/Diffusion-Policies-for-Offline-RL on GitHub) gives 
 - it acts by one of 50 candidates, drawn in proportion to exp Q, the smaller of the averaged critics.
 
 Unlike its code: candidates come from the averaged policy, as EDP's do, one gradient clip serves all data sets, and
-observations and rewards are normalised.
+observations and rewards are normalised. Learning rate and its decay (there 3e-4, none), the policy's average (there 0.005
+every fifth update) and the order of updates (there critics first) are EDP's defaults, which were chosen for EDP.
 
 "Stopped when EDP was done" is the same Diffusion-QL run, cut at the last evaluation that fits into the training seconds
 (compiling included, evaluating not) of EDP's run of the same seed on the same machine. Its learning rate was not yet
@@ -39,8 +40,12 @@ from study import Study, average, summary
 EDP, DIFFUSION_QL, STOPPED = "EDP", "Diffusion-QL", "Diffusion-QL, stopped when EDP was done"
 SETTINGS = (
     "loss.guidance_start=noise",
+    "loss.approximation_steps=null",
+    "loss.guidance_qvalue=random",
     "loss.qvalue_normalization=other",
     "loss.alpha=1",
+    "loss.guidance_weight=1",
+    "loss.action_reduction=mean",
     "diffusion.num_steps=5",
     "diffusion.schedule=vp",
     "diffusion.prediction=noise",
@@ -48,7 +53,12 @@ SETTINGS = (
     "diffusion.solver=ddpm",
     "diffusion.num_calls=null",
     "diffusion.solver_kwargs={}",
+    "diffusion.policy_scale=1",
     "policy.num_action_samples=50",
+    "policy.mode=sample",
+    "policy.temperature=1",
+    "policy.standardize=false",
+    "policy.averaged_critics=true",
 )
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from study import Study
 
+STEPS = "diffusion.num_steps=100"
 CHAIN = ("loss.guidance_start=noise", "diffusion.solver=ddpm", "diffusion.num_calls=null", "diffusion.solver_kwargs={}")
 
 STUDY = Study(
     "table7",
     "EDP-TD3 with and without action approximation, K = 100",
     {
-        "DDPM chain": ("edp_td3", CHAIN),
-        "Action approximation": ("edp_td3", ()),
+        "DDPM chain": ("edp_td3", (STEPS, *CHAIN)),
+        "Action approximation": ("edp_td3", (STEPS,)),
     },
     updates=5_000,
     datasets={"local": ("local/walker2d/medium-v0",), "minari": ("mujoco/walker2d/medium-v0",)},
