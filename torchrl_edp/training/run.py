@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torchrl_edp.training.files import replace_file
 from torchrl_edp.training.lock import RunLock
 
 PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "minari", "mujoco", "numpy")
@@ -97,7 +98,8 @@ class RunFolder:
         versions = {"python": platform.python_version()}
         versions |= {package: importlib.metadata.version(package) for package in PACKAGES}
         summary = {**values, "machine": platform.machine(), "processor": _processor(), "versions": versions}
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        # In one piece: who waits for the run's end must not read half of it.
+        replace_file(self.path / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
         return summary
 
 
