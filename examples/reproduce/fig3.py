@@ -18,7 +18,7 @@ from runs import Ledger, Run
 from scores import curves, evaluations
 from study import Study
 
-COLUMNS = ("dataset", "updates", "seeds", "rat", "rat_std", "oms", "oms_std")
+COLUMNS = ("case", "dataset", "updates", "seeds", "rat", "rat_std", "oms", "oms_std")
 LOOKS = {"rat": ("RAT: mean of the last ten", "#0072B2"), "oms": ("OMS: best so far", "#D55E00")}
 CASE = "TD3 EDP"
 
@@ -29,7 +29,7 @@ def points(dataset: str, runs: Sequence[Run], ledger: Ledger) -> list[dict[str, 
     seeds = [curves([score for _, score in run]) for run in found]
     rows = []
     for i, (updates, _) in enumerate(found[0] if found else ()):
-        row: dict[str, Any] = {"dataset": dataset, "updates": updates, "seeds": len(seeds)}
+        row: dict[str, Any] = {"case": CASE, "dataset": dataset, "updates": updates, "seeds": len(seeds)}
         for name, index in (("rat", 0), ("oms", 1)):
             values = [seed[index][i] for seed in seeds]
             row[name] = statistics.mean(values)
@@ -90,7 +90,7 @@ def draw(lines: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: st
             high = [row[name] + row[f"{name}_std"] for row in rows]
             panel.fill_between(updates, low, high, color=color, alpha=0.2, linewidth=0)
             panel.plot(updates, [row[name] for row in rows], color=color, label=label)
-        panel.set_title(dataset.split("/", 1)[1], fontsize=9)
+        panel.set_title(dataset.split("/", 1)[-1], fontsize=9)
         panel.set_xlabel("thousand updates")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("normalised score")

@@ -140,7 +140,8 @@ def ports(path: Path, scores: Scores) -> str:
     if not path.exists():
         return ""
     with path.open(newline="") as file:
-        ours = {(row["dataset"], row["case"]): row for row in csv.DictReader(file) if row.get("dataset") in PORTS}
+        # of several rows, as of a curve, the last one
+        ours = {(row["dataset"], row.get("case")): row for row in csv.DictReader(file) if row.get("dataset") in PORTS}
     lines = []
     for (dataset, case), row in ours.items():
         for (original, theirs, metric), score in scores.items():

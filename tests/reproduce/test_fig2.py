@@ -3,11 +3,13 @@
 import csv
 import subprocess
 import sys
+from pathlib import Path
 
 import fig2
 import pytest
-from conftest import SCRIPTS
 from work import Work, tiny_work
+
+SCRIPTS = Path(__file__).parents[2] / "examples" / "reproduce"
 
 
 def test_cases_are_what_their_names_say():

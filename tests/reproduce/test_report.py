@@ -2,13 +2,14 @@
 
 import re
 import statistics
+from pathlib import Path
 
 import pytest
 import report
-from conftest import SCRIPTS
 from paper import printed
 from runs import COLUMNS, Ledger
 
+SCRIPTS = Path(__file__).parents[2] / "examples" / "reproduce"
 DOMAINS = ("locomotion", "kitchen", "adroit", "antmaze")
 SIZES = dict(zip(DOMAINS, (9, 3, 2, 6), strict=True))
 # Averages that the paper prints and its rows do not have.
@@ -116,6 +117,19 @@ def test_ports_stand_beside_the_paper_and_their_difference_is_named(tmp_path):
     for name in ("D4RL/pen/", "D4RL/kitchen/", "mujoco/"):
         assert report.DIFFERENCES[name] in section
     assert report.DIFFERENCES["local/"] not in section
+
+
+def test_curves_and_sweeps_of_ports(tmp_path):
+    """The last row of a curve; a table of points has no case."""
+    parts = {part.name: part for part in report.PARTS}
+    (tmp_path / "fig3.md").write_text("# T\n\nOurs.\n")
+    lines = ["case,dataset,updates,rat,oms", *(f"TD3 EDP,D4RL/antmaze/umaze-v1,{i},{i}.5,{i}" for i in (1, 2))]
+    (tmp_path / "fig3.csv").write_text("\n".join(lines) + "\n")
+    section = report.section(parts["fig3"], tmp_path)
+    assert "| D4RL/antmaze/umaze-v1 | TD3 EDP | RAT | 2.5 | 96.6, RAT |" in section and "| 1.5 |" not in section
+    (tmp_path / "table6.md").write_text("# T\n\nOurs.\n")
+    (tmp_path / "table6.csv").write_text("key,dataset,score\nk,D4RL/antmaze/umaze-v1,3\n")
+    assert "Ours on the ports" not in report.section(parts["table6"], tmp_path)
 
 
 def test_every_port_has_rows_in_tables_2_and_4():
