@@ -304,7 +304,7 @@ def draw(scores: Scores, path: Path, *, title: str, axis: str, log: bool) -> Non
         for i, (dataset, line) in enumerate(lines.items()):
             values = list(line)
             means = [statistics.mean(line[value]) for value in values]
-            errors = [statistics.pstdev(line[value]) / len(line[value]) ** 0.5 for value in values]
+            errors = [statistics.pstdev(line[value]) / max(len(line[value]) - 1, 1) ** 0.5 for value in values]
             style = {"color": _COLORS[i % len(_COLORS)], "marker": _MARKERS[i % len(_MARKERS)]}
             panel.plot(values, means, label=dataset.split("/", 1)[-1], markersize=3.5, linewidth=1.4, **style)
             low, high = ([m + sign * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
