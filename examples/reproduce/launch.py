@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from runs import FOLDER, Ledger, Run
 from tqdm import tqdm
+
+from torchrl_edp.data import DatasetError
+from torchrl_edp.training import load_experiment_data
 
 POLL = 2.0  # seconds
 
@@ -21,6 +26,8 @@ def train_missing(
     runs: Sequence[Run], ledger: Ledger, *, launcher: str = "joblib", jobs: int | None = None, threads: int = 1
 ) -> None:
     """Train those of ``runs`` that ``ledger`` does not know; ones that were stopped go on.
+
+    Several calls may work in one folder; a run that another call trains is said to be in use, and fails.
 
     Args:
         runs: in the order in which they start.
@@ -37,33 +44,51 @@ def train_missing(
     missing = list({run.key: run for run in runs if run.key not in ledger}.values())
     if not missing:
         return
+    ledger.path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(ledger.path if ledger.path.exists() else ledger.path.parent, os.W_OK):
+        raise SystemExit(f"{ledger.path}: cannot be written, so that no result could be recorded. Choose --output.")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    file = FOLDER / f"jobs_{os.getpid()}.json"
+    _prepare_data(missing)
+    file = Path(tempfile.mkdtemp(prefix="launch_", dir=FOLDER), "jobs.json")
     file.write_text(json.dumps([{"folder": str(run.folder), "command": run.command} for run in missing], indent=1))
     command = [sys.executable, str(Path(__file__).with_name("job.py")), "--multirun", f"hydra/launcher={launcher}"]
     command += [f"jobs={file.as_posix()}", f"index={','.join(map(str, range(len(missing))))}", f"threads={threads}"]
-    command += [f"hydra.sweep.dir={FOLDER.as_posix()}/launches/{os.getpid()}"]
+    command += [f"hydra.sweep.dir={file.parent.as_posix()}"]
     if launcher == "joblib":
         command.append(f"hydra.launcher.n_jobs={jobs or os.cpu_count() or 1}")
     stop = file.with_suffix(".stop")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # In a session of its own Ctrl-C does not reach it: the runs are stopped by a file, and each of them saves itself.
-    with (FOLDER / "launcher.log").open("a") as log:
+    launcher_log = file.with_name("launcher.log")
+    with launcher_log.open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         _watch(missing, ledger, process)
-    except KeyboardInterrupt:
+    except BaseException as error:  # whatever it is, nothing must go on unwatched
         print("\nStopping: every run finishes its update and saves itself.", file=sys.stderr)
         stop.touch()
         process.wait()
-        raise SystemExit("Stopped, nothing is lost: the same command goes on.") from None
-    finally:
-        file.unlink()
-        stop.unlink(missing_ok=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise SystemExit("Stopped, nothing is lost: the same command goes on.") from None
+        raise
     failed = [run for run in missing if run.key not in ledger]
     if failed:
-        logs = "\n".join(f"    {run.folder / 'output.log'}" for run in failed)
-        raise SystemExit(f"{len(failed)} of {len(missing)} runs did not finish; the same command goes on. See\n{logs}")
+        logs = [run.folder / "output.log" for run in failed]
+        found = [str(log) for log in logs if log.exists()] or [str(launcher_log)]
+        raise SystemExit(
+            f"{len(failed)} of {len(missing)} runs did not finish; the same command goes on, --no-train shows the rest."
+            " See\n    " + "\n    ".join(found)
+        )
+    shutil.rmtree(file.parent)
+
+
+def _prepare_data(runs: Sequence[Run]) -> None:
+    """Make or download each data set once, before many runs want it; what is wrong with it is said at once."""
+    for run in {(run.settings.dataset, run.settings.data.num_steps): run for run in runs}.values():
+        try:
+            load_experiment_data(run.settings)
+        except DatasetError as error:
+            print(f"Its runs will fail: {error}", file=sys.stderr)
 
 
 def _watch(missing: Sequence[Run], ledger: Ledger, process: subprocess.Popen) -> None:

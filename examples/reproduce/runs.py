@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import hashlib
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hydra import compose, initialize
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from torchrl_edp.configs import FEED_FORWARD, SCHEMAS, apply_preset
+from torchrl_edp.configs import FEED_FORWARD, SCHEMAS, apply_preset, check_overrides
 from torchrl_edp.training.checkpoint import CheckpointStore
 from torchrl_edp.training.resume import fixed_settings
+
+with contextlib.suppress(ImportError):  # Windows has none, and trains nothing
+    import fcntl
 
 FOLDER = Path("runs", "reproduce")
 COLUMNS = (
@@ -56,11 +61,22 @@ class Run:
 
     @cached_property
     def settings(self) -> Any:
-        """All its settings, as the run itself would read them."""
+        """All its settings, as the run itself would read them.
+
+        Raises:
+            SystemExit: if there is no such setting, or if it would have no scores.
+        """
+        try:
+            check_overrides(SCHEMAS[self.experiment], self.overrides)
+        except SystemExit as error:
+            raise SystemExit(f"{self.experiment}: {error}") from None
         ConfigStore.instance().store(name=self.experiment, node=SCHEMAS[self.experiment])
         with initialize(version_base="1.3", config_path=None):
             config = compose(self.experiment, overrides=list(self.overrides))
-        return OmegaConf.to_object(apply_preset(config, self.experiment, self.overrides))
+        cfg: Any = OmegaConf.to_object(apply_preset(config, self.experiment, self.overrides))
+        if not cfg.logger.eval_iter:
+            raise SystemExit("A study needs scores: expected logger.eval_iter of at least 1, got 0.")
+        return cfg
 
     @cached_property
     def key(self) -> str:
@@ -91,19 +107,11 @@ class Run:
         return max(CheckpointStore(self.folder / "checkpoints").steps(), default=0)
 
     def row(self) -> dict[str, Any] | None:
-        """Its row of results, None while it is not finished.
-
-        Raises:
-            SystemExit: if it has no scores.
-        """
+        """Its row of results, None while it is not finished."""
         summary_file = self.folder / "summary.json"
         if not summary_file.exists():
             return None
         summary = json.loads(summary_file.read_text())
-        if summary["rat"] is None:
-            raise SystemExit(
-                f"{self.folder}: a study needs scores, but this run was not evaluated: set logger.eval_iter."
-            )
         with (self.folder / "metrics.csv").open(newline="") as file:
             scores = [row["eval/score"] or row["eval/return"] for row in csv.DictReader(file) if row["eval/return"]]
         checkpoint, _ = CheckpointStore(self.folder / "checkpoints").newest()
@@ -126,6 +134,9 @@ class Run:
 class Ledger:
     """Results of finished runs in a CSV, one row each, by key: it grows over many calls and machines.
 
+    Several processes may add to it at once. Of rows with the same key the first one counts; a row that was cut off,
+    as by a full disk, is none.
+
     Args:
         path: of the CSV, made with its first row.
         columns: of a new file; the first one is the key.
@@ -139,28 +150,37 @@ class Ledger:
         self.rows: dict[str, dict[str, str]] = {}
         if self.path.exists():
             with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                if tuple(reader.fieldnames or ()) != self.columns:
-                    found = ", ".join(reader.fieldnames or ())
-                    raise SystemExit(f"{path}: expected the columns {', '.join(self.columns)}, got {found}.")
-                self.rows = {row[self.columns[0]]: row for row in reader}
+                self._read(file)
+
+    def _read(self, file: TextIO) -> None:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != self.columns:
+            found = ", ".join(reader.fieldnames or ())
+            raise SystemExit(f"{self.path}: expected the columns {', '.join(self.columns)}, got {found}.")
+        for row in reader:
+            if None not in row.values():
+                self.rows.setdefault(row[self.columns[0]], row)
 
     def __contains__(self, key: str) -> bool:
         return key in self.rows
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row; nothing if its key is there."""
-        key = str(row[self.columns[0]])
-        if key in self.rows:
-            return
+        """Append a row; nothing if its key is there, or was added by another process."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a+", newline="") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+            file.seek(0)
+            before = file.read()
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            if new:
+            if before:
+                self._read(io.StringIO(before, newline=""))
+            else:
                 writer.writeheader()
-            writer.writerow(row)
-        self.rows[key] = {column: str(row[column]) for column in self.columns}
+            key = str(row[self.columns[0]])
+            if key not in self.rows:
+                file.write("" if before.endswith("\n") or not before else "\n")
+                writer.writerow(row)
+                self.rows[key] = {column: str(row[column]) for column in self.columns}
 
     def collect(self, runs: Iterable[Run]) -> None:
         """Add those of ``runs`` that are finished."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,7 @@ class Study:
     ) -> None:
         """Write the results of those runs, by case and data set, that are recorded."""
         rows = [summary(case, dataset, runs, ledger) for (case, dataset), runs in cells.items()]
-        self.write(rows, datasets, args)
+        self.write(rows, datasets, args, notes=other_data(cells, ledger))
 
     def run(self, case: str, dataset: str, seed: int, args: argparse.Namespace) -> Run:
         """The run of a case."""
@@ -132,6 +133,21 @@ class Row:
 def summary(case: str, dataset: str, runs: Sequence[Run], ledger: Ledger) -> Row:
     """The scores of those runs that are recorded."""
     return average(case, dataset, [ledger.rows[run.key] for run in runs if run.key in ledger])
+
+
+def other_data(cells: Mapping[tuple[str, str], Sequence[Run]], ledger: Ledger) -> list[str]:
+    """A sentence for each data set whose recorded runs were trained on different contents."""
+    contents: dict[str, Counter[str]] = {}
+    for (_, dataset), runs in cells.items():
+        found = (ledger.rows[run.key]["data"] for run in runs if run.key in ledger)
+        contents.setdefault(dataset, Counter()).update(found)
+    return [
+        f"{dataset} had other contents in some runs, as where machines make their own: "
+        + ", ".join(f"{digest or 'unknown'} in {count}" for digest, count in digests.items())
+        + "."
+        for dataset, digests in contents.items()
+        if len(digests) > 1
+    ]
 
 
 def average(case: str, dataset: str, found: Sequence[Mapping[str, Any]]) -> Row:
@@ -195,7 +211,7 @@ def draw(
         panel.bar(
             at, heights, width, yerr=errors, label=case, color=COLORS[i % len(COLORS)], error_kw={"linewidth": 0.8}
         )
-    panel.set_xticks(range(len(datasets)), [dataset.split("/", 1)[1] for dataset in datasets])
+    panel.set_xticks(range(len(datasets)), [dataset.split("/", 1)[-1] for dataset in datasets])
     panel.set_ylabel(label)
     panel.set_title(title, fontsize=10)
     handles = panel.get_legend_handles_labels()
@@ -225,15 +241,21 @@ def parser(description: str | None, *, updates: int, seeds: Sequence[int]) -> ar
 
 
 def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Reads a list as Hydra's sweeps do, so that overrides can follow."""
+    """Reads a list as Hydra's sweeps do, so that overrides can follow; what is said twice counts once."""
 
     def values(text: str) -> list[Any]:
-        return [kind(part) for part in text.split(",")]
+        return list(dict.fromkeys(kind(part) for part in text.split(",")))
 
     return values
+
+
+# Settings that differ between the runs of a study: given to all, they would make one run of many.
+OPTIONS = {"dataset": "--datasets", "seed": "--seeds", "optim.gradient_steps": "--updates"}
 
 
 def _override(text: str) -> str:
     if "=" not in text:
         raise argparse.ArgumentTypeError(f"expected a setting as optim.lr=0.001, got {text!r}; lists go by commas")
+    if option := OPTIONS.get(text.split("=", 1)[0]):
+        raise argparse.ArgumentTypeError(f"{text}: a study sets this for each of its runs, use {option}")
     return text

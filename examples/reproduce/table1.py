@@ -17,8 +17,8 @@ authors' code (Zhendong-Wang/Diffusion-Policies-for-Offline-RL on GitHub) gives 
 - it acts by one of 50 candidates, drawn in proportion to exp Q, the smaller of the averaged critics.
 
 Unlike its code: candidates come from the averaged policy, as EDP's do, one gradient clip serves all data sets, and
-observations and rewards are normalised. Learning rate and its decay (there 3e-4, none), the policy's average (there 0.005
-every fifth update) and the order of updates (there critics first) are EDP's defaults, which were chosen for EDP.
+observations and rewards are normalised. Learning rate and its decay (there 3e-4, none), the policy's average (there
+0.005 every fifth update) and the order of updates (there critics first) are EDP's defaults, which were chosen for EDP.
 
 "Stopped when EDP was done" is the same Diffusion-QL run, cut at the last evaluation that fits into the training seconds
 (compiling included, evaluating not) of EDP's run of the same seed on the same machine. Its learning rate was not yet
@@ -35,7 +35,7 @@ from typing import Any
 
 from runs import Ledger, Run
 from scores import curves, evaluations
-from study import Study, average, summary
+from study import Study, average, other_data, summary
 
 EDP, DIFFUSION_QL, STOPPED = "EDP", "Diffusion-QL", "Diffusion-QL, stopped when EDP was done"
 SETTINGS = (
@@ -99,7 +99,7 @@ class Table1(Study):
             if found
         ]
         notes = [f"Of {args.updates:,} updates, Diffusion-QL made in EDP's training time: {', '.join(came)}."]
-        self.write(rows, datasets, args, notes if came else ())
+        self.write(rows, datasets, args, [*(notes if came else ()), *other_data(cells, ledger)])
 
 
 def equal_time(edp: Sequence[Run], diffusion_ql: Sequence[Run], ledger: Ledger) -> list[dict[str, Any]]:

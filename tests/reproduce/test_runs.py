@@ -2,15 +2,18 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import launch
 import pytest
 from runs import COLUMNS, Ledger, Run
-from study import Row, Study, table
+from study import Row, Study, other_data, parser, table
 
 from torchrl_edp.training.checkpoint import CheckpointStore
 
@@ -75,14 +78,125 @@ def test_ledger_refuses_another_file(tmp_path):
     assert path.read_text() == "key,score\na,1\n"
 
 
-def test_a_run_without_scores_is_named(tmp_path, monkeypatch):
+def add_rows(path, start, count):
+    ledger = Ledger(path)
+    for i in range(start, start + count):
+        ledger.add(row(f"key{i}"))
+
+
+def test_ledgers_at_once_lose_and_repeat_nothing(tmp_path):
+    path = tmp_path / "runs.csv"
+    with ThreadPoolExecutor(3) as pool:  # a lock holds between open files, of whatever process
+        list(pool.map(add_rows, [path] * 3, (0, 20, 40), [40] * 3))
+    lines = path.read_text().splitlines()
+    assert lines[0] == ",".join(COLUMNS) and len(lines) == 81
+    assert set(Ledger(path).rows) == {f"key{i}" for i in range(80)}
+
+
+def test_a_row_that_was_cut_off_is_written_again(tmp_path):
+    ledger = Ledger(tmp_path / "runs.csv")
+    ledger.add(row("a"))
+    with ledger.path.open("a") as file:
+        file.write("b,edp_td3,local")
+    again = Ledger(ledger.path)
+    assert list(again.rows) == ["a"]
+    again.add(row("b"))
+    assert Ledger(ledger.path).rows == {"a": row("a"), "b": row("b")}
+
+
+def test_of_two_rows_the_first_counts(tmp_path):
+    ledger = Ledger(tmp_path / "runs.csv")
+    ledger.add(row("a") | {"rat": "5"})
+    text = ledger.path.read_text()
+    ledger.path.write_text(text + text.splitlines()[-1].replace("5", "6") + "\n")
+    assert Ledger(ledger.path).rows["a"]["rat"] == "5"
+
+
+def test_a_run_that_cannot_be_is_named_before_anything_is_trained():
+    with pytest.raises(SystemExit, match=r"td3_bc: Unknown setting 'diffusion.num_steps'"):
+        key("diffusion.num_steps=7", experiment="td3_bc")
+    with pytest.raises(SystemExit, match=r"A study needs scores: expected logger.eval_iter of at least 1, got 0"):
+        key("logger.eval_iter=0")
+
+
+@pytest.mark.parametrize("text", ["seed=3", "dataset=local/hopper/medium-v0", "optim.gradient_steps=7"])
+def test_what_a_study_sets_for_each_run_is_no_setting_of_all(text, capsys):
+    with pytest.raises(SystemExit):
+        parser("", updates=1, seeds=(0,)).parse_intermixed_args(["loss.alpha=1", text])
+    assert f"{text}: a study sets this for each of its runs, use --" in capsys.readouterr().err
+
+
+def test_a_seed_that_is_said_twice_counts_once():
+    assert parser("", updates=1, seeds=(0,)).parse_intermixed_args(["--seeds", "1,0,1"]).seeds == [1, 0]
+
+
+def test_other_contents_of_a_data_set_are_told(tmp_path):
+    ledger = Ledger(tmp_path / "runs.csv")
+    runs = {name: Run("edp_td3", (*BASE, f"seed={seed}")) for seed, name in enumerate("abcd")}
+    for name, digest in zip("abc", ("x", "y", "x"), strict=True):
+        ledger.add(row(runs[name].key) | {"data": digest})
+    a, b, c, d = runs.values()
+    assert other_data({("A", "one"): [a], ("B", "one"): [c, d], ("A", "two"): [b]}, ledger) == []
+    (note,) = other_data({("A", "one"): [a, b], ("B", "one"): [c]}, ledger)
+    assert note.startswith("one had other contents in some runs") and note.endswith("x in 2, y in 1.")
+
+
+def test_a_folder_that_cannot_be_written_is_named_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = Run("edp_td3", BASE)
-    assert run.row() is None
-    run.folder.mkdir(parents=True)
-    (run.folder / "summary.json").write_text('{"rat": null}')
-    with pytest.raises(SystemExit, match=f"{run.key}: a study needs scores"):
-        run.row()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(SystemExit, match=r"runs.csv: cannot be written.*--output"):
+        launch.train_missing([Run("edp_td3", BASE)], Ledger(tmp_path / "out" / "runs.csv"))
+    assert not list(tmp_path.glob("runs/**/*.json"))
+
+
+class Launcher:
+    """What stands for the launcher's process: it ends when it is told to, or at once."""
+
+    def __init__(self, command, **_):
+        (jobs,) = (word.removeprefix("jobs=") for word in command if word.startswith("jobs="))
+        self.stop, self.told, self.waits = Path(jobs).with_suffix(".stop"), [], "waits" in os.environ
+        Launcher.last = self
+
+    def poll(self):
+        return None if self.waits else 1
+
+    def wait(self):
+        self.told.append(self.stop.exists())
+
+
+@pytest.fixture
+def launcher(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch.subprocess, "Popen", Launcher)
+    monkeypatch.setattr(launch, "load_experiment_data", lambda cfg: None)
+    monkeypatch.setattr(launch, "POLL", 0)
+    monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
+
+
+def test_a_launcher_that_does_not_start_is_named(launcher, tmp_path):
+    with pytest.raises(SystemExit, match=r"1 of 1 runs did not finish(.|\n)*launcher.log$"):
+        launch.train_missing([Run("edp_td3", BASE)], Ledger(tmp_path / "runs.csv"))
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_no_run_goes_on_unwatched(launcher, tmp_path, monkeypatch, error):
+    monkeypatch.setenv("waits", "")
+
+    def collect(ledger, runs):
+        if Launcher.last is not None:
+            raise error
+
+    Launcher.last = None
+    monkeypatch.setattr(Ledger, "collect", collect)
+    with pytest.raises(SystemExit if isinstance(error, KeyboardInterrupt) else OSError):
+        launch.train_missing([Run("edp_td3", BASE)], Ledger(tmp_path / "runs.csv"))
+    assert Launcher.last.told == [True]
+
+
+def test_wrong_data_are_named_on_the_terminal(tmp_path, capsys):
+    wrong = ("dataset=local/nothing/at-all-v0",)
+    launch._prepare_data([Run("edp_td3", (*wrong, f"seed={seed}")) for seed in (0, 1)])
+    assert capsys.readouterr().err.count("Its runs will fail: ") == 1
 
 
 def cell(case, dataset, rat, seeds=2):
