@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import table1
+import table7
 import torch
 from runs import COLUMNS, Ledger, Run
 from tensordict import TensorDict
@@ -113,3 +114,13 @@ def test_diffusion_ql_differentiates_all_steps_of_its_chain(monkeypatch, overrid
         assert (sampler.num_steps, sampler.solver, sampler.schedule.kind) == (5, "ddpm", "vp")
         assert loss.alpha * loss.guidance_weight == 1
         assert all(gradient.abs().sum() > 0 for gradient in grad(total, outputs))
+
+
+def test_what_the_cases_are_does_not_depend_on_presets_and_defaults():
+    changed = ("preset=reference", "loss.guidance_weight=20", "policy.standardize=true", "policy.mode=argmax")
+    cfg = Run("edp_td3", (*TINY, *changed, *table1.SETTINGS)).settings
+    assert cfg.loss.alpha * cfg.loss.guidance_weight == 1 and cfg.diffusion.solver_kwargs == {"variance": "posterior"}
+    assert cfg.policy.selection == Run("edp_td3", (*TINY, *table1.SETTINGS)).settings.policy.selection
+    assert cfg.policy.averaged_critics
+    for experiment, overrides in table7.STUDY.cases.values():
+        assert Run(experiment, (*TINY, "preset=paper", *overrides)).settings.diffusion.num_steps == 100
