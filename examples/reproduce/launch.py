@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,9 +47,10 @@ def train_missing(
     ledger.path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(ledger.path if ledger.path.exists() else ledger.path.parent, os.W_OK):
         raise SystemExit(f"{ledger.path}: cannot be written, so that no result could be recorded. Choose --output.")
-    FOLDER.mkdir(parents=True, exist_ok=True)
     _prepare_data(missing)
-    file = Path(tempfile.mkdtemp(prefix="launch_", dir=FOLDER), "jobs.json")
+    # Relative, as Hydra cannot read every path, and of this call alone.
+    file = FOLDER / f"launch_{secrets.token_hex(6)}" / "jobs.json"
+    file.parent.mkdir(parents=True)
     file.write_text(json.dumps([{"folder": str(run.folder), "command": run.command} for run in missing], indent=1))
     command = [sys.executable, str(Path(__file__).with_name("job.py")), "--multirun", f"hydra/launcher={launcher}"]
     command += [f"jobs={file.as_posix()}", f"index={','.join(map(str, range(len(missing))))}", f"threads={threads}"]
