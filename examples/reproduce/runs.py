@@ -44,6 +44,7 @@ COLUMNS = (
     "date",
     "settings",
     "scores",
+    "config",
 )
 
 
@@ -79,12 +80,17 @@ class Run:
         return cfg
 
     @cached_property
-    def key(self) -> str:
-        """Twelve digits that stand for everything that decides its scores; not where, and how fast, it ran."""
+    def config(self) -> str:
+        """Everything that decides its scores, as JSON; not where, and how fast, it ran."""
         cfg = self.settings
         decisive = {"experiment": self.experiment, **fixed_settings(cfg), "updates": cfg.optim.gradient_steps}
         decisive |= {"eval_iter": cfg.logger.eval_iter, "eval_envs": cfg.logger.eval_envs}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+        return json.dumps(decisive, sort_keys=True)
+
+    @cached_property
+    def key(self) -> str:
+        """Twelve digits that stand for :attr:`config`."""
+        return hashlib.sha256(self.config.encode()).hexdigest()[:12]
 
     @property
     def folder(self) -> Path:
@@ -118,6 +124,7 @@ class Run:
         shown = ("dataset=", "seed=", "optim.gradient_steps=")
         return {
             "key": self.key,
+            "config": self.config,
             "experiment": self.experiment,
             "updates": summary["gradient_steps"],
             "data": checkpoint.info["run"]["data"][:12] if checkpoint else "",

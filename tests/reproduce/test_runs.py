@@ -1,9 +1,11 @@
 """Runs are known by what decides their scores; results are recorded once."""
 
 import csv
+import hashlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -282,3 +284,12 @@ Study("mixed", "A title", {{"good": ("bc", ()), "bad": ("bc", ("dataset=local/no
     assert "DatasetError" in log.read_text()
     assert len(Ledger(tmp_path / "out" / "runs.csv").rows) == 1
     assert Study  # the script's own
+
+
+def test_recorded_runs_are_known_by_their_configurations():
+    rows = Ledger(SCRIPTS / "results" / "runs.csv").rows
+    assert rows
+    for key, row in rows.items():
+        assert hashlib.sha256(row["config"].encode()).hexdigest()[:12] == key
+        assert json.loads(row["config"])["seed"] == int(row["seed"])
+        assert statistics.mean(map(float, row["scores"].split()[-10:])) == pytest.approx(float(row["rat"]), abs=0.02)
