@@ -231,16 +231,16 @@ def study(tmp_path, *options, script="table2.py", **kwargs):
 
 @pytest.mark.slow
 def test_table_2_trains_once_and_can_be_made_again(tmp_path):
-    result = study(tmp_path, "--seeds", "0,1")
+    result = study(tmp_path, "--seeds", "0")
     assert result.returncode == 0, result.stderr
     with (tmp_path / "out" / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 12
+    assert len(rows) == 6
     assert {row["experiment"] for row in rows} == {"td3_bc", "crr", "iql", "edp_td3", "edp_crr", "edp_iql"}
     assert all(len(row["scores"].split()) == 3 for row in rows)
-    assert "(2)" in (tmp_path / "out" / "table2.md").read_text()
+    assert "(1)" in (tmp_path / "out" / "table2.md").read_text()
     assert (tmp_path / "out" / "table2.png").stat().st_size > 10_000
-    again = study(tmp_path, "--seeds", "0,1", timeout=60)
+    again = study(tmp_path, "--seeds", "0", timeout=60)
     assert again.stdout == result.stdout
     assert "runs:" not in again.stderr  # no progress bar: nothing is trained
     new = study(tmp_path, "--seeds", "2", "--no-train")
