@@ -71,8 +71,8 @@ def losses() -> dict[str, Callable[[], LossModule]]:
     return {
         "Diffusion cloning": lambda: EDPIQLLoss(diffusion_policy(), *critics(), **cloning),
         "EDP-IQL": lambda: EDPIQLLoss(diffusion_policy(), *critics()),
-        "EDP-CRR": lambda: EDPCRRLoss(diffusion_policy(), critics()[0]),
-        "EDP-TD3": lambda: EDPTD3Loss(diffusion_policy(), critics()[0]),
+        "EDP-CRR": lambda: EDPCRRLoss(diffusion_policy(), critics()[0], guidance_weight=1.0),
+        "EDP-TD3": lambda: EDPTD3Loss(diffusion_policy(), critics()[0], guidance_weight=1.0),
         "Gaussian IQL": lambda: IQLLoss(gaussian_policy(), *critics(), temperature=3.0, expectile=0.7),
     }
 

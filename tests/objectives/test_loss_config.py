@@ -33,13 +33,13 @@ OWN_DEFAULTS = {
     "edp_td3": {
         **BACKUP,
         **{"action_spec": None, "bounds": None, "alpha": 2.0, "guidance_qvalue": "random"},
-        **{"qvalue_normalization": "same", "guidance_weighting": "alpha_bar"},
+        **{"qvalue_normalization": "same", "guidance_weighting": "alpha_bar", "guidance_weight": 5.0},
     },
     "edp_crr": {
         **LIKELIHOOD,
         **BACKUP,
         **{"temperature": 1.0, "weight_cap": 20.0, "weight_function": "exp", "baseline": "mean"},
-        **{"num_action_samples": 10, "sample_deviation": 1.0, "clip_samples": True},
+        **{"num_action_samples": 10, "sample_deviation": 1.0, "clip_samples": True, "guidance_weight": 5.0},
     },
 }
 

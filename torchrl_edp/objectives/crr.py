@@ -53,7 +53,7 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
             ``"sampled_mse"``: squared distance to one sample of N(approximated action, deviation^2).
         deviation: of the Gaussian, a float (default 1, the paper) or ``"learned"``: one trained value per dimension,
             the parameter ``log_deviation`` of this module, not of the actor.
-        guidance_weight: lambda; 0 is plain diffusion cloning.
+        guidance_weight: lambda; 0 is plain diffusion cloning. Default 5 (README, tuning); the paper: 1 in locomotion.
         guidance_weighting: weight of the guidance by diffusion step: ``"uniform"`` (paper), ``"alpha_bar"``, ``"snr"``.
         guidance_steps: (first, last) diffusion steps in 0..K-1 that are guided; None for all.
         guidance_start: where the approximated action comes from: ``"data"``, the corrupted data-set action (EDP), or
@@ -128,7 +128,7 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
         weight_normalization: WeightNormalization | None = "mean",
         likelihood: Likelihood = "noise",
         deviation: Deviation = 1.0,
-        guidance_weight: float = 1.0,
+        guidance_weight: float = 5.0,
         guidance_weighting: StepWeighting = "uniform",
         guidance_steps: tuple[int, int] | None = None,
         guidance_start: GuidanceStart = "data",

@@ -44,7 +44,7 @@ class EDPTD3Loss(SampledTargetLoss):
             reference code), ``"other"``: the next critic's (Diffusion-QL), or None: no division.
         num_backup_actions: actions drawn at the next state; 10 is the max-Q backup of antmaze. Default 1.
         backup_top_k: which of their values is used, per critic: the k-th largest. Default 1.
-        guidance_weight: lambda; 0 is plain diffusion cloning.
+        guidance_weight: lambda; 0 is plain diffusion cloning. Default 5 (README, tuning); the paper: 1 in locomotion.
         guidance_weighting: weight of the guidance by diffusion step: ``"uniform"`` (paper), ``"alpha_bar"``, ``"snr"``.
         guidance_steps: (first, last) diffusion steps in 0..K-1 that are guided; None for all.
         guidance_start: where the approximated action comes from: ``"data"``, the corrupted data-set action (EDP), or
@@ -115,7 +115,7 @@ class EDPTD3Loss(SampledTargetLoss):
         qvalue_normalization: Normalization | None = "same",
         num_backup_actions: int = 1,
         backup_top_k: int = 1,
-        guidance_weight: float = 1.0,
+        guidance_weight: float = 5.0,
         guidance_weighting: StepWeighting = "alpha_bar",
         guidance_steps: tuple[int, int] | None = None,
         guidance_start: GuidanceStart = "data",
