@@ -125,6 +125,13 @@ def test_default_changes_nothing(name):
     assert preset_values("default", name, "x") == {} and apply_preset(config, name, ["seed=3"]) == config
 
 
+def test_default_acts_in_mazes_as_the_paper_does():
+    maze, paper = (preset_values(preset, "edp_td3", "local/pointmaze/medium-v0") for preset in ("default", "paper"))
+    assert maze == {"policy.num_action_samples": 10, "diffusion.initial_noise_scale": 1.0}
+    assert maze.items() <= paper.items()
+    assert preset_values("default", "td3_bc", "local/pointmaze/medium-v0") == {}
+
+
 def test_the_configuration_given_stays_as_it_is():
     config = OmegaConf.structured(EXPERIMENTS["edp_td3"](preset="paper"))
     before = config.copy()

@@ -3,7 +3,7 @@
     python -m torchrl_edp.configs     # all of them side by side, as Markdown
 
 A preset is a set of values for keys of the example scripts' configurations; ``default`` is the configurations' own
-defaults. Where the paper is silent, ``paper`` takes the reference code's value.
+defaults, but for mazes. Where the paper is silent, ``paper`` takes the reference code's value.
 
 Source: App. B of https://arxiv.org/abs/2305.20081 and its reference code, https://github.com/sail-sg/edp.
 """
@@ -33,6 +33,10 @@ DOMAINS = {
 _DPM_SOLVER = {"diffusion.solver": "dpm_solver", "diffusion.num_calls": 15}
 _DPM_OPTIONS = {"diffusion.solver_kwargs": {"order": 3, "spacing": "time"}}
 
+# A maze is solved by choosing where to go, which takes candidates that differ: see README.
+_DEFAULT_BY_DOMAIN: dict[str, dict[str, Any]] = {
+    "maze": {"policy.num_action_samples": 10, "diffusion.initial_noise_scale": 1.0},
+}
 # What paper and reference code agree on, or where only the latter speaks. It does not lean on the defaults, which may
 # change.
 _COMMON: dict[str, Any] = {
@@ -177,8 +181,8 @@ def preset_values(preset: str, experiment: str, dataset: str) -> dict[str, Any]:
     """The configuration keys a preset sets, with their values.
 
     Args:
-        preset: ``"default"`` (sets nothing), ``"paper"``, ``"reference"`` (the released code's defaults) or
-            ``"reference-dpm"`` (the same with K = 1000 and DPM-Solver).
+        preset: ``"default"`` (sets how EDP acts in mazes, nothing else), ``"paper"``, ``"reference"`` (the released
+            code's defaults) or ``"reference-dpm"`` (the same with K = 1000 and DPM-Solver).
         experiment: ``"edp_iql"``, ``"edp_td3"`` or ``"edp_crr"``.
         dataset: the data set's name; domain and gradient clip follow from it.
 
@@ -191,9 +195,9 @@ def preset_values(preset: str, experiment: str, dataset: str) -> dict[str, Any]:
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {PRESETS}, got {preset!r}.")
-    if preset == "default":
-        return {}
     domain = domain_of(dataset)
+    if preset == "default":
+        return {} if experiment in COUNTERPARTS else dict(_DEFAULT_BY_DOMAIN.get(domain, {}))
     if experiment in COUNTERPARTS:
         return feed_forward_values(experiment, domain, preset_values(preset, COUNTERPARTS[experiment], dataset))
     values = {**_COMMON, "data.reward_rule": _reward_rule(experiment, domain), **_COMMON_BY_LOSS[experiment]}
