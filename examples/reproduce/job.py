@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ def run(cfg: Job) -> int:
         process = subprocess.Popen(job["command"], stdout=log, stderr=subprocess.STDOUT, env=environment)
         while process.poll() is None:
             if stop.exists():
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # not SIGINT: while Python is importing, that may be caught and lost
                 break
             time.sleep(0.5)
         return process.wait()

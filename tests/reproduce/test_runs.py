@@ -263,7 +263,7 @@ def test_stopped_study_goes_on(tmp_path):
     saved = {folder: max(CheckpointStore(folder / "checkpoints").steps()) for folder in folders}
     assert len(saved) == 2
     logs = [(folder / "output.log").read_text() for folder in saved]
-    assert all("Stopped by SIGINT" in log for log in logs)
+    assert all("Stopped by SIGTERM" in log for log in logs)
 
 
 @pytest.mark.slow
