@@ -92,6 +92,17 @@ def test_both_forms_of_mish(dtype, compiling, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_mish_without_gradients(dtype, tolerance):
+    """It works in place, on tensors of its own, and under vmap as the critics' ensembles do."""
+    x = torch.linspace(-30, 30, 602, dtype=dtype).reshape(2, 301)
+    before, expected = x.clone(), nn.functional.mish(x)
+    with torch.no_grad():
+        for found in (Mish()(x), torch.vmap(Mish())(x)):
+            torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert torch.equal(x, before)
+
+
 def test_compiled_mish():
     compiled = torch.compile(Mish(), fullgraph=True)
     x = torch.linspace(-30, 30, 601, requires_grad=True)
