@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # torch.optim's
+
+_State = tuple[list[Tensor], ...]  # parameters, exp_avgs, exp_avg_sqs, steps
+
 
 class NetworkOptimizer:
     """Clips the gradients of one network by their common norm, then takes a step of ``torch.optim``'s Adam.
@@ -59,23 +63,44 @@ class NetworkOptimizer:
         """
         used = [i for i, gradient in enumerate(gradients) if gradient is not None]
         present = [gradient for gradient in gradients if gradient is not None]
-        if self.clip_grad is not None:
-            scale = (self.clip_grad / (norm + 1e-6)).clamp_max(1.0)
-            present = [gradient * scale for gradient in present]
+        scale = torch.ones_like(norm) if self.clip_grad is None else (self.clip_grad / (norm + 1e-6)).clamp_max(1.0)
         groups = (self.parameters, self.exp_avgs, self.exp_avg_sqs, self.steps)
-        parameters, exp_avgs, exp_avg_sqs, steps = ([group[i] for i in used] for group in groups)
-        options: dict[str, Any] = {"lr": self.lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
-        options |= {"amsgrad": False, "maximize": False}
-        if not torch.compiler.is_compiling():
-            # The fused kernel is the fastest eagerly. It reads memory in order, whatever the strides say.
-            present = [gradient.contiguous() for gradient in present]
-            found_inf = None if valid is None else valid.logical_not().float()
-            adam(parameters, present, exp_avgs, exp_avg_sqs, [], steps, fused=True, found_inf=found_inf, **options)
-            return
-        # The compiler fuses this form with what is around it, the copies too.
-        state = [*parameters, *exp_avgs, *exp_avg_sqs, *steps]
-        before = [tensor.clone() for tensor in state]
-        adam(parameters, present, exp_avgs, exp_avg_sqs, [], steps, foreach=True, capturable=True, **options)
-        if valid is not None:
-            for tensor, old in zip(state, before, strict=True):
-                tensor.copy_(torch.where(valid, tensor, old))
+        state = tuple([group[i] for i in used] for group in groups)
+        if torch.compiler.is_compiling():
+            self._traced_step(present, scale, state, valid)
+        else:
+            self._fused_step(present, scale, state, valid)
+
+    def _fused_step(self, gradients: list[Tensor], scale: Tensor, state: _State, valid: Tensor | None) -> None:
+        """The fastest step eagerly. The kernel reads memory in order, whatever the strides say."""
+        parameters, means, squares, steps = state
+        gradients = [(gradient * scale).contiguous() for gradient in gradients]
+        found_inf = None if valid is None else valid.logical_not().float()
+        options: dict[str, Any] = {"lr": self.lr, "beta1": _BETA1, "beta2": _BETA2, "eps": _EPS, "found_inf": found_inf}
+        options |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False, "fused": True}
+        adam(parameters, gradients, means, squares, [], steps, **options)
+
+    def _traced_step(self, gradients: list[Tensor], scale: Tensor, state: _State, valid: Tensor | None) -> None:
+        """The same for the compiler, which fuses it with what is around it.
+
+        It would work out a scalar anew for every few elements, powers too; what is stacked it keeps. The parameters of
+        a network step together: one number of steps stands for all.
+        """
+        time = state[3][0] + 1
+        rate, root = self.lr / (1 - _BETA1**time), (1 - _BETA2**time).sqrt()
+        scale, rate, root = torch.stack([scale, rate, root]).unbind()
+        gradients = [gradient * scale for gradient in gradients]
+        means = [mean.lerp(gradient, 1 - _BETA1) for mean, gradient in zip(state[1], gradients, strict=True)]
+        squares = [
+            torch.addcmul(square * _BETA2, gradient, gradient, value=1 - _BETA2)
+            for square, gradient in zip(state[2], gradients, strict=True)
+        ]
+        parameters = [
+            parameter - rate * mean / (square.sqrt() / root + _EPS)
+            for parameter, mean, square in zip(state[0], means, squares, strict=True)
+        ]
+        steps = [step + 1 for step in state[3]]
+        for before, after in zip(state, (parameters, means, squares, steps), strict=True):
+            if valid is not None:
+                after = [torch.where(valid, new, old) for new, old in zip(after, before, strict=True)]
+            torch._foreach_copy_(before, after)  # in a graph of torch 2.13 a float64 scalar's own copy_ is lost
