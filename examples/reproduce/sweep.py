@@ -34,6 +34,8 @@ COLUMNS = ("key", "policy", "dataset", "acting", "episodes", "score", "deviation
 FULL_NOISE = {"initial_noise_scale": 1.0}
 PAPER = FULL_NOISE | {"num_action_samples": 10}  # how the paper's policies act
 
+COMPILED_ROWS = 1_000  # actions at a time from which on compiling pays in a few hundred steps
+
 Acting = dict[str, Any]
 
 
@@ -129,7 +131,10 @@ class Point:
     def row(self, evaluator: PolicyEvaluator) -> dict[str, Any]:
         """Evaluate it; its row of results."""
         started = time.monotonic()
-        result = evaluator(self.load(self.policy, self.acting), seed=0)
+        policy = self.load(self.policy, self.acting)
+        if self.acting.get("num_action_samples", 1) * self.num_episodes >= COMPILED_ROWS:
+            policy = torch.compile(policy, options={"fallback_random": True})  # the same draws as others
+        result = evaluator(policy, seed=0)
         low, high = result.reference or (0.0, 100.0)
         scores = (100 * (result.returns - low) / (high - low)).tolist()
         return {
@@ -155,12 +160,19 @@ def environment(dataset: str, num_steps: int | None) -> dict[str, Any]:
     return about | {"reference": data.reference and data.reference[:2], "env_kwargs": data.env_kwargs}
 
 
-def evaluate(points: Sequence[Point], ledger: Ledger) -> None:
+def evaluate(points: Sequence[Point], ledger: Ledger, *, onednn: bool = False) -> None:
     """Evaluate those of ``points`` that ``ledger`` does not know, each recorded at once.
+
+    Args:
+        points: the evaluations.
+        ledger: of evaluations.
+        onednn: matrix products by oneDNN, as ``compile.onednn`` of the runs.
 
     Raises:
         SystemExit: after Ctrl-C.
     """
+    if onednn:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
     missing = {point.key: point for point in points if point.key not in ledger}.values()
     try:
         # disable=None: no bar where the output is not a terminal.
@@ -239,7 +251,8 @@ class Sweep:
         paths = args.policies or [run.folder for run in trained("TD3 EDP", args)]
         policies = [SavedPolicy(path) for path in paths]
         ledger = Ledger(args.output / f"{self.name}.csv", COLUMNS)
-        evaluate([point for policy in policies for _, _, point in self.points(policy, args.episodes)], ledger)
+        points = [point for policy in policies for _, _, point in self.points(policy, args.episodes)]
+        evaluate(points, ledger, onednn="compile.onednn=true" in args.overrides)
         self.write(policies, ledger, args)
 
     def points(self, policy: SavedPolicy, episodes: int | None) -> list[tuple[str, float, Point]]:

@@ -87,7 +87,8 @@ def main() -> None:
     for case, (algorithm, acting) in CASES.items():
         for run in runs[algorithm]:
             cells.setdefault((case, run.settings.dataset), []).append(point(run, acting, args.episodes))
-    evaluate([each for group in cells.values() for each in group], ledger)
+    points = [each for group in cells.values() for each in group]
+    evaluate(points, ledger, onednn="compile.onednn=true" in args.overrides)
     datasets = list(dict.fromkeys(dataset for _, dataset in cells))
     rows = [summary(case, dataset, cells.get((case, dataset), []), ledger) for case in CASES for dataset in datasets]
     text = f"# {TITLE}\n\nNormalised scores, mean ± deviation over seeds (how many):\n\n"

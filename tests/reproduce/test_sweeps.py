@@ -214,6 +214,23 @@ def test_score_is_that_of_the_evaluator(saved, dataset, tmp_path):
     assert float(row["deviation"]) == pytest.approx(result.normalized_std, abs=0.006)
 
 
+def test_many_candidates_are_compiled_and_score_the_same(saved, dataset, tmp_path, monkeypatch):
+    compiled = []
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda policy, **options: compiled.append(policy) or compile(policy, **options)
+    )
+    points = [Point(saved, {"num_action_samples": count}, 2) for count in (2, 3)]
+    scores = []
+    for least in (1_000, 6):
+        monkeypatch.setattr(sweep, "COMPILED_ROWS", least)
+        ledger = Ledger(tmp_path / f"{least}.csv", COLUMNS)
+        evaluate(points, ledger)
+        scores.append([float(ledger.rows[point.key]["score"]) for point in points])
+    assert [policy.policy.num_action_samples for policy in compiled] == [3]
+    assert scores[0] == pytest.approx(scores[1], abs=0.1)
+
+
 def test_stopped_sweep_goes_on(saved, dataset, tmp_path):
     stopping = [True]
 
