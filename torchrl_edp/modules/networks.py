@@ -19,9 +19,9 @@ class Mish(nn.Module):
     """x tanh(softplus(x)), in a form with one exponential where it is faster.
 
     With n = e (e + 2) and e = exp(x), Mish is x n / (n + 2): one exponential and one division instead of a chain of
-    transcendental functions. Compiled it is several times faster (error below 3e-7 in float32), and 1.7 times without
-    gradients; eager training keeps PyTorch's fused operator, which records fewer autograd nodes, and so does half
-    precision, where n overflows.
+    transcendental functions. Compiled it is several times faster (error below 3e-7 in float32), and four times without
+    gradients, there by the sigmoid; eager training keeps PyTorch's fused operator, which records fewer autograd nodes,
+    and so does half precision, where n overflows.
 
     Examples:
         >>> torch.allclose(Mish()(torch.tensor([1.0])), nn.functional.mish(torch.tensor([1.0])))
@@ -38,10 +38,10 @@ class Mish(nn.Module):
             return fast_mish(x)
         if torch.is_grad_enabled():
             return F.mish(x)
-        # The same with two new tensors in place of six: nobody looks at what is in between.
-        e = x.clamp(max=20.0).exp_()
-        n = (e + 2).mul_(e)
-        return n.div_(e.copy_(n).add_(2)).mul_(x)
+        # n / (n + 2) is u / (2 - u) with u = s (2 - s), s = sigmoid(x): the fewest operations, mostly in place.
+        u = x.sigmoid()
+        u.mul_(2 - u)
+        return u.div_(2 - u).mul_(x)
 
 
 def fast_mish(x: Tensor) -> Tensor:
