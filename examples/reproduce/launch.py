@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from torchrl_edp.data import DatasetError
 from torchrl_edp.training import load_experiment_data
+from torchrl_edp.training.signals import StopSignals
 
 POLL = 2.0  # seconds
 
@@ -58,20 +58,20 @@ def train_missing(
     if launcher == "joblib":
         command.append(f"hydra.launcher.n_jobs={jobs or os.cpu_count() or 1}")
     stop = file.with_suffix(".stop")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # In a session of its own Ctrl-C does not reach it: the runs are stopped by a file, and each of them saves itself.
     launcher_log = file.with_name("launcher.log")
-    with launcher_log.open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        _watch(missing, ledger, process)
-    except BaseException as error:  # whatever it is, nothing must go on unwatched
-        print("\nStopping: every run finishes its update and saves itself.", file=sys.stderr)
-        stop.touch()
-        process.wait()
-        if isinstance(error, KeyboardInterrupt):
-            raise SystemExit("Stopped, nothing is lost: the same command goes on.") from None
-        raise
+    with StopSignals() as signals:
+        with launcher_log.open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            _watch(missing, ledger, process, signals)
+        finally:
+            if process.poll() is None:  # whatever the reason, nothing must go on unwatched
+                print("\nStopping: every run finishes its update and saves itself.", file=sys.stderr)
+                stop.touch()
+                process.wait()
+        if signals.received:
+            raise SystemExit("Stopped, nothing is lost: the same command goes on.")
     failed = [run for run in missing if run.key not in ledger]
     if failed:
         logs = [run.folder / "output.log" for run in failed]
@@ -92,14 +92,14 @@ def _prepare_data(runs: Sequence[Run]) -> None:
             print(f"Its runs will fail: {error}", file=sys.stderr)
 
 
-def _watch(missing: Sequence[Run], ledger: Ledger, process: subprocess.Popen) -> None:
-    """Show the progress of the runs and record those that are finished until the launcher ends."""
+def _watch(missing: Sequence[Run], ledger: Ledger, process: subprocess.Popen, signals: StopSignals) -> None:
+    """Show the progress of the runs and record those that are finished until the launcher ends or a signal comes."""
     lengths = {run.key: run.settings.optim.gradient_steps for run in missing}
     total, done = sum(lengths.values()), sum(run.updates for run in missing)
     with tqdm(total=total, initial=done, unit="update", unit_scale=True, smoothing=0.02) as bar:
         running = True
         while running:
-            running = process.poll() is None
+            running = process.poll() is None and not signals.received
             ledger.collect(missing)
             now = sum(lengths[run.key] if run.key in ledger else run.updates for run in missing)
             bar.set_description(f"{sum(run.key in ledger for run in missing)} of {len(missing)} runs")

@@ -172,7 +172,6 @@ def launcher(tmp_path, monkeypatch):
     monkeypatch.setattr(launch.subprocess, "Popen", Launcher)
     monkeypatch.setattr(launch, "load_experiment_data", lambda cfg: None)
     monkeypatch.setattr(launch, "POLL", 0)
-    monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
 
 
 def test_a_launcher_that_does_not_start_is_named(launcher, tmp_path):
@@ -180,17 +179,22 @@ def test_a_launcher_that_does_not_start_is_named(launcher, tmp_path):
         launch.train_missing([Run("edp_td3", BASE)], Ledger(tmp_path / "runs.csv"))
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_no_run_goes_on_unwatched(launcher, tmp_path, monkeypatch, error):
+@pytest.mark.parametrize("reason", [OSError("disk full"), signal.SIGINT, signal.SIGTERM])
+def test_no_run_goes_on_unwatched(launcher, tmp_path, monkeypatch, reason):
     monkeypatch.setenv("waits", "")
 
+    reasons = [reason]
+
     def collect(ledger, runs):
-        if Launcher.last is not None:
-            raise error
+        if Launcher.last is None or not reasons:
+            return
+        if isinstance(found := reasons.pop(), OSError):
+            raise found
+        os.kill(os.getpid(), found)
 
     Launcher.last = None
     monkeypatch.setattr(Ledger, "collect", collect)
-    with pytest.raises(SystemExit if isinstance(error, KeyboardInterrupt) else OSError):
+    with pytest.raises(OSError if isinstance(reason, OSError) else SystemExit, match=r"disk full|nothing is lost"):
         launch.train_missing([Run("edp_td3", BASE)], Ledger(tmp_path / "runs.csv"))
     assert Launcher.last.told == [True]
 
