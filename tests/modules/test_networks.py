@@ -91,7 +91,6 @@ def test_both_forms_of_mish(dtype, compiling, monkeypatch):
     assert fast == (compiling and dtype.itemsize >= 4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
 def test_mish_without_gradients(dtype, tolerance):
     """It works in place, on tensors of its own, and under vmap as the critics' ensembles do."""
@@ -103,6 +102,7 @@ def test_mish_without_gradients(dtype, tolerance):
     assert torch.equal(x, before)
 
 
+@pytest.mark.slow
 def test_compiled_mish():
     compiled = torch.compile(Mish(), fullgraph=True)
     x = torch.linspace(-30, 30, 601, requires_grad=True)
