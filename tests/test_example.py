@@ -69,7 +69,7 @@ def test_a_feed_forward_run_goes_on_where_it_ended(tmp_path, datasets):
 
 
 @pytest.mark.slow
-def test_the_share_of_the_guidance_is_measured_on_a_trained_policy(tmp_path, datasets):
+def test_guidance_and_baselines_are_measured_on_a_trained_policy(tmp_path, datasets):
     assert run(tmp_path, datasets, "edp_td3", *TINY).returncode == 0
     policy = next((tmp_path / "runs").rglob("policy.json")).with_suffix("")
     data = "local/hopper/medium-expert-n2000-s0-v0"
@@ -78,6 +78,11 @@ def test_the_share_of_the_guidance_is_measured_on_a_trained_policy(tmp_path, dat
     rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     assert [row["weighting"] for row in rows] == ["uniform", "alpha_bar", "snr"]
     assert all(sum(row["shares"]) == pytest.approx(1, abs=1e-3) for row in rows)
+    result = run(tmp_path, datasets, "benchmarks/crr_baseline", str(policy), "--data", data, "--samples", "500")
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    of_policy = [row["correlation"] for row in rows if row["baseline"].endswith("the policy")]
+    assert len(rows) == 7 and max(of_policy) == of_policy[-1] <= 1, "ten samples agree best with ten others"
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from torchrl_edp.training import (
 )
 
 LOSSES = {"td3": EDPTD3Loss, "iql": EDPIQLLoss, "crr": EDPCRRLoss}
+PAPER: dict[str, dict[str, Any]] = {"crr": {"sample_from": "approximation", "num_action_samples": 10}}
 ADAM: dict[str, Any] = {"lr": 3e-4, "clip_grad": 5.0}
 
 
@@ -62,13 +63,13 @@ def make_buffer(work: Work) -> TensorDictReplayBuffer:
 
 
 def make_loss(work: Work, name: str, **options: Any) -> nn.Module:
-    """An EDP loss on new networks, with the paper's discount."""
+    """An EDP loss on new networks, with the paper's discount and, for CRR, its samples."""
     torch.manual_seed(0)
     sizes = work.observation_size, work.action_size
     networks = [build_actor(*sizes, work.network, work.diffusion), build_qvalue(*sizes, work.network)]
     if name == "iql":
         networks.append(build_value(work.observation_size, work.network))
-    return LOSSES[name](*networks, **options).make_value_estimator(gamma=0.99).to(work.device)
+    return LOSSES[name](*networks, **(PAPER.get(name, {}) | options)).make_value_estimator(gamma=0.99).to(work.device)
 
 
 def edp_state(work: Work, name: str, *, compile: bool = False, **options: Any) -> TrainState:

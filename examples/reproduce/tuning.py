@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Case]] = {
     "crr": {
         **_cases("FF", "crr", "loss.temperature", (1, 3)),
         "FF, averaged": ("crr", AVERAGED),
-        **_cases("EDP", "edp_crr", "loss.guidance_weight", (1, 5, 20)),
+        **_cases("EDP", "edp_crr", "loss.temperature", (1, 3, 10)),
     },
     "iql": {
         **_cases("FF", "iql", "loss.temperature", (3, 10)),

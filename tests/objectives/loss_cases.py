@@ -31,7 +31,6 @@ class LossCase:
     config: type
     networks: dict[str, str]  # loss term -> the one network it trains
     over_batch: list[dict[str, Any]]  # what a sample's loss takes from the rest of its batch, the first: nothing
-    steady: dict[str, Any] = field(default_factory=dict)  # makes draws of the batch's shape that are no input vanish
     settings: dict[str, Any] = field(default_factory=dict)  # constructor arguments that make the case
 
     @property
@@ -54,7 +53,7 @@ SCALES = [{"qvalue_normalization": choice} for choice in (None, "same", "other")
 CASES = [
     LossCase("iql", EDPIQLLoss, EDPIQLLossConfig, WITH_VALUE, WEIGHTS),
     LossCase("td3", EDPTD3Loss, EDPTD3LossConfig, ACTOR_CRITIC, SCALES),
-    LossCase("crr", EDPCRRLoss, EDPCRRLossConfig, ACTOR_CRITIC, WEIGHTS, steady={"sample_deviation": 0.0}),
+    LossCase("crr", EDPCRRLoss, EDPCRRLossConfig, ACTOR_CRITIC, WEIGHTS),
     LossCase("cloning", EDPIQLLoss, EDPIQLLossConfig, WITH_VALUE, WEIGHTS, settings={"guidance_weight": 0.0}),
 ]
 
@@ -164,6 +163,7 @@ def make_data(
     if draws:
         data[keys.diffusion_step] = torch.randint(K, batch)
         data[keys.diffusion_noise] = torch.randn(*batch, A, **normal)
+        data[keys.initial_noise] = torch.randn(*batch, A, **normal)
         data[unravel_key(("next", keys.initial_noise))] = torch.randn(*batch, A, **normal)
     result = TensorDict({}, batch_size=batch)
     for key, value in data.items():

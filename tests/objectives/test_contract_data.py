@@ -53,7 +53,7 @@ def test_scalar_output_modes(case, mode):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_masked_samples_change_nothing(case_over_batch, key, reduction):
     case, setting = case_over_batch
-    loss = spread(make_loss(case, reduction=reduction, **setting, **case.steady))
+    loss = spread(make_loss(case, reduction=reduction, **setting))
     if key == "valid":
         loss.loss_mask_key = key
     data = make_data([6])
@@ -74,7 +74,7 @@ def test_masked_samples_change_nothing(case_over_batch, key, reduction):
 
 def test_a_sample_counts_if_every_mask_says_so(case_over_batch):
     case, setting = case_over_batch
-    loss, data = spread(make_loss(case, **setting, **case.steady)), make_data([6])
+    loss, data = spread(make_loss(case, **setting)), make_data([6])
     first = torch.tensor([True, False, True, True, False, True])
     second = torch.tensor([True, True, True, False, False, True])
     expected = seeded(loss, data[first & second])
@@ -119,7 +119,7 @@ def test_batch_layouts(case, batch):
     found = losses(case, data, state, reduction="none")
     assert found.batch_size == torch.Size(batch) and data["td_error"].shape == torch.Size(batch)
     assert_close(found, expected.view(*batch) if batch else expected[0])
-    drawn = data.exclude("diffusion_step", "diffusion_noise", ("next", "initial_noise"))
+    drawn = data.exclude("diffusion_step", "diffusion_noise", "initial_noise", ("next", "initial_noise"))
     total(losses(case, drawn, state)).backward()
 
 

@@ -26,7 +26,8 @@ from torchrl.modules import ValueOperator
 
 from torchrl_edp.modules import QValueNetwork
 
-DRAWN = ["diffusion_step", "diffusion_noise", ("next", "initial_noise")]
+DRAWN = ["diffusion_step", "diffusion_noise", "initial_noise", ("next", "initial_noise")]
+READ_BY = {"initial_noise": ["crr"], ("next", "initial_noise"): ["td3", "crr"]}  # the others: by every loss
 
 
 def optional_inputs() -> TensorDict:
@@ -34,6 +35,7 @@ def optional_inputs() -> TensorDict:
         {
             "diffusion_step": torch.randint(K, (4,)),
             "diffusion_noise": torch.randn(4, A),
+            "initial_noise": torch.randn(4, A),
             "priority_weight": torch.rand(4),
             "steps_to_next_obs": torch.arange(1, 5).unsqueeze(-1),
             "next": {"initial_noise": torch.randn(4, A)},
@@ -91,7 +93,7 @@ def test_a_dispatched_call_equals_a_tensordict_call(case, draws):
 def test_a_dispatched_call_takes_each_optional_input(case, optional):
     loss, data = spread(make_loss(case)), make_data(draws=False)
     full = data.clone().update(optional_inputs())
-    assert (optional in loss.in_keys) == (optional != DRAWN[2] or not case.has_value_network)
+    assert (optional in loss.in_keys) == (case.name in READ_BY.get(optional, [case.name]))
     for one in (data.clone().update(optional_inputs().select(optional)), full.exclude(optional)):
         assert_close(dispatched(loss, one), seeded(loss, one.copy()))
     without, given = seeded(loss, full.exclude(optional)), seeded(loss, full)

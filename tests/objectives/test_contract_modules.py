@@ -144,7 +144,7 @@ def test_reset_parameters_recursive(case, num_qvalue_nets):
     "cast", [lambda loss: loss.double(), lambda loss: loss.to(torch.float64)], ids=["double", "to"]
 )
 def test_casts(case, cast, device):
-    loss = spread(make_loss(case, **case.steady)).to(device)
+    loss = spread(make_loss(case)).to(device)
     data = make_data().to(device)
     single = seeded(loss, data)
     assert all(value.dtype == torch.float32 and value.device == device for value in single.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hand_computed as hand
 import pytest
 import torch
-from loss_cases import CASES, A, gradients, make_loss, make_networks, spread
+from loss_cases import CASES, A, K, gradients, make_loss, make_networks, spread
 
 from torchrl_edp import EDPTD3Loss
 
@@ -14,6 +14,7 @@ PLAIN = hand.LIKELIHOOD | {
     "weight_function": "exp",
     "baseline": "mean",
     "num_action_samples": 3,
+    "sample_from": "approximation",
     "sample_deviation": 0.8,
     "qvalue_aggregation": "min",
     "pessimism": 1.0,
@@ -29,12 +30,28 @@ def aggregate(values, s) -> float:
     return {"min": min(values), "mean": mean, "lcb": mean - s["pessimism"] * deviation}[s["qvalue_aggregation"]]
 
 
+def ddim_sample(networks, action, observation) -> torch.Tensor:
+    """One action [A] of the online policy by DDIM's K steps (Eq. 12 of arXiv 2010.02502 without noise), clipped."""
+    for k in reversed(range(K)):
+        abar, before = hand.ABARS[k], hand.ABARS[k - 1] if k else 1.0
+        noise = hand.predict(networks, action, k, observation).detach()
+        clean = ((action - (1 - abar) ** 0.5 * noise) / abar**0.5).clamp(-1, 1)
+        noise = (action - abar**0.5 * clean) / (1 - abar) ** 0.5  # that of the clipped action
+        action = before**0.5 * clean + (1 - before) ** 0.5 * noise
+    return action.clamp(-1, 1)
+
+
 def literal_policy_loss(loss, networks, data, **settings) -> torch.Tensor:
-    """f = exp(temperature (Q(s, a) - mean_i Q(s, a_i))), a_i around the approximated action, min inside (Eq. 21)."""
+    """f = exp(temperature (Q(s, a) - mean_i Q(s, a_i))), min inside (Eq. 21).
+
+    The a_i lie around the approximated action, or are the policy's from the noise drawn or given.
+    """
     s = PLAIN | settings
     errors, centers = hand.approximations(networks, data, s)
     torch.manual_seed(SEED)
     noise = torch.randn(s["num_action_samples"], len(data), A, dtype=torch.float64)
+    if "initial_noise" in data and s["sample_from"] == "policy":
+        noise = data["initial_noise"].view(len(data), -1, A).transpose(0, 1).expand_as(noise)
     extra = torch.randn(len(data), A, dtype=torch.float64)
     params, advantages = loss.qvalue_network_params, []
 
@@ -44,9 +61,12 @@ def literal_policy_loss(loss, networks, data, **settings) -> torch.Tensor:
         return aggregate([float(value) for value in values], s)
 
     for i, center in enumerate(centers):
-        samples = [center + s["sample_deviation"] * noise[n, i] for n in range(s["num_action_samples"])]
-        if s["clip_samples"]:
-            samples = [sample.clamp(-1, 1) for sample in samples]
+        if s["sample_from"] == "policy":
+            samples = [ddim_sample(networks, start, data["observation"][i]) for start in noise[:, i]]
+        else:
+            samples = [center + s["sample_deviation"] * start for start in noise[:, i]]
+            if s["clip_samples"]:
+                samples = [sample.clamp(-1, 1) for sample in samples]
         others = [value(i, sample) for sample in samples]
         baseline = sum(others) / len(others) if s["baseline"] == "mean" else max(others)
         advantages.append(value(i, data["action"][i]) - baseline)
@@ -54,11 +74,17 @@ def literal_policy_loss(loss, networks, data, **settings) -> torch.Tensor:
     return hand.likelihood_loss(loss, data, (errors, centers), factors, extra, s)
 
 
-def compare(num_critics=2, **settings) -> None:
+def compare(num_critics=2, given: tuple[int, ...] | None = None, **settings) -> None:
+    """``given``: shape of the noise in the data, per state, that the policy's samples start from; else it is drawn."""
     networks = make_networks(num_critics)
+    sampler = networks["actor_network"].module
+    sampler.solver, sampler.num_calls = "ddim", K
     loss = make_loss(CRR, num_critics, networks=networks, double=True, reduction="none", **(PLAIN | settings))
     spread(loss).qvalue_network_params.data.mul_(1.5)
     data = hand.double_data(7)
+    del data["initial_noise"]
+    if given is not None:
+        data["initial_noise"] = torch.randn(7, *given, A, dtype=torch.float64)
     torch.manual_seed(SEED)
     found, metrics = loss.actor_loss(data)
     literal = literal_policy_loss(loss, networks, data, **settings)
@@ -104,10 +130,25 @@ def test_the_policy_loss_with(settings):
     compare(**settings)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_action_samples": 1, "weight_normalization": "mean"},
+        {"baseline": "max", "likelihood": "approximation", "clip_approximation": True},
+        {"given": ()},
+        {"given": (3,), "temperature": 1.0},
+    ],
+    ids=str,
+)
+def test_the_policy_loss_with_samples_of_the_policy(settings):
+    compare(sample_from="policy", **settings)
+
+
 def test_the_minimum_over_critics_is_inside_both_terms():
     """Q1 = a, Q2 = -a: the values are -|a|, so an action beats those around it by its distance to 0 alone."""
     networks = make_networks(2)
-    loss = make_loss(CRR, networks=networks, double=True, sample_deviation=0.0, temperature=1.0, likelihood="noise")
+    loss = make_loss(CRR, networks=networks, double=True, sample_from="approximation", sample_deviation=0.0)
     sign = torch.tensor([1.0, -1.0], dtype=torch.float64)
     loss._qvalues = lambda data, params, action: sign.view(2, *[1] * (action.ndim - 1)) * action[..., 0]
     data = hand.double_data(6)
@@ -146,6 +187,7 @@ def test_the_critics_loss_is_that_of_td3(solver, aggregation):
     [
         ({"weight_function": "relu"}, "weight_function must be one of"),
         ({"baseline": "median"}, "baseline must be one of"),
+        ({"sample_from": "data"}, "sample_from must be one of"),
         ({"num_action_samples": 0}, r"num_action_samples must lie in \[1, inf\), got 0"),
         ({"num_backup_actions": 1, "backup_top_k": 2}, "backup_top_k must lie in"),
         ({"likelihood": "nll"}, "likelihood must be one of"),

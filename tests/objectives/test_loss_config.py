@@ -39,7 +39,8 @@ OWN_DEFAULTS = {
         **LIKELIHOOD,
         **BACKUP,
         **{"temperature": 1.0, "weight_cap": 20.0, "weight_function": "exp", "baseline": "mean"},
-        **{"num_action_samples": 10, "sample_deviation": 1.0, "clip_samples": True, "guidance_weight": 5.0},
+        **{"num_action_samples": 2, "sample_from": "policy", "sample_deviation": 1.0, "clip_samples": True},
+        **{"guidance_weight": 5.0},
     },
 }
 

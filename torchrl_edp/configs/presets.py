@@ -90,6 +90,7 @@ _COMMON_BY_LOSS: dict[str, dict[str, Any]] = {
         "loss.weight_normalization": None,
         "loss.baseline": "mean",
         "loss.num_action_samples": 10,
+        "loss.sample_from": "approximation",
         "loss.sample_deviation": 1.0,
         "loss.clip_samples": False,
         "loss.deviation": 1.0,

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives.utils import _GAMMA_LMBDA_DEPREC_ERROR
 
@@ -17,6 +18,7 @@ from torchrl_edp.objectives.likelihood import Deviation, Likelihood, LikelihoodL
 from torchrl_edp.objectives.sampled_target import SampledTargetLoss
 
 Baseline = Literal["mean", "max"]
+SampleFrom = Literal["policy", "approximation"]
 
 
 class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
@@ -24,8 +26,8 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
 
     The policy minimises L_diff + guidance_weight * E[w f * likelihood term], f = exp(temperature * A) and w the weight
     of the diffusion step. The advantage A = Q(s, a) - mean_i Q(s, a_i) compares the data-set action with
-    ``num_action_samples`` actions around the approximated one (Eq. 21). The critics minimise the TD error to
-    r + gamma min_j Q'_j(s', a'), a' drawn from the target policy.
+    ``num_action_samples`` actions of the policy (CRR), or around the approximated one (Eq. 21). The critics minimise
+    the TD error to r + gamma min_j Q'_j(s', a'), a' drawn from the target policy.
 
     Args:
         actor_network: an :class:`~torchrl_edp.modules.EDPActor`, or a ``torchrl.modules.DiffusionActor``.
@@ -37,9 +39,13 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
         temperature: multiplies the advantage: the inverse of CRR's beta (paper: 1).
         weight_function: ``"exp"`` (default, the paper), or ``"step"``: 1 for a positive advantage, else 0.
         baseline: what the sampled actions' values become: ``"mean"`` (default, the paper) or ``"max"``.
-        num_action_samples: actions a_i per state (paper: 10).
-        sample_deviation: of a_i ~ N(approximated action, sample_deviation^2) (paper: 1).
-        clip_samples: clip the a_i to the actor's bounds, where the critics know more (reference code: False).
+        num_action_samples: actions a_i per state. Default 2 (README, CRR's baseline; paper: 10).
+        sample_from: where the a_i come from: ``"policy"`` (default, as CRR has it) samples them by the actor's solver,
+            ``"approximation"`` (paper) from N(approximated action, sample_deviation^2), which needs no network call
+            but is worse than the policy by far where its deviation is large.
+        sample_deviation: of ``sample_from="approximation"`` (paper: 1).
+        clip_samples: clip these to the actor's bounds, where the critics know more (reference code: False); samples
+            of the policy are clipped as its actions are.
         num_backup_actions: actions drawn at the next state; 10 is the max-Q backup of antmaze. Default 1.
         backup_top_k: which of their values is used, per critic: the k-th largest. Default 1.
         weight_cap: largest advantage weight (reference code: 20); None for no cap (paper).
@@ -119,7 +125,8 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
         temperature: float = 1.0,
         weight_function: WeightFunction = "exp",
         baseline: Baseline = "mean",
-        num_action_samples: int = 10,
+        num_action_samples: int = 2,
+        sample_from: SampleFrom = "policy",
         sample_deviation: float = 1.0,
         clip_samples: bool = True,
         num_backup_actions: int = 1,
@@ -168,11 +175,13 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
         self._set_deprecated_ctor_keys(priority=priority_key)
         check_choice("weight_function", weight_function, get_args(WeightFunction))
         check_choice("baseline", baseline, get_args(Baseline))
+        check_choice("sample_from", sample_from, get_args(SampleFrom))
         check_interval("num_action_samples", num_action_samples, "[1, inf)")
         check_interval("sample_deviation", sample_deviation, "[0, inf)")
         self.weight_function = weight_function
         self.baseline = baseline
         self.num_action_samples = num_action_samples
+        self.sample_from = sample_from
         self.sample_deviation = sample_deviation
         self.clip_samples = clip_samples
         self._set_actor(actor_network, delay_actor)
@@ -181,14 +190,23 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
         shared = list(actor_network.parameters()) if separate_losses else None
         self._set_qvalue(qvalue_network, num_qvalue_nets, delay_qvalue, shared)
 
+    def _noise_keys(self) -> list[NestedKey]:
+        own = [self.actor_network.initial_noise_key] if self.sample_from == "policy" else []
+        return list(dict.fromkeys([*own, *super()._noise_keys()]))
+
     def _advantage(self, tensordict: TensorDictBase, terms: DiffusionTerms) -> Tensor:
-        center = terms.approximated_action.detach()
-        noise = torch.randn((self.num_action_samples, *center.shape), dtype=center.dtype, device=center.device)
-        samples = center + self.sample_deviation * noise
-        if self.clip_samples and self._bounds is not None:
-            samples = clip(samples, self._bounds)
+        if self.sample_from == "policy":
+            samples = self._policy_actions(tensordict, self.actor_network_params, self.num_action_samples)
+        else:
+            samples = self._around(terms.approximated_action)
         # The data-set action goes along as one more candidate: a single call of the critics.
         actions = torch.cat([terms.action.unsqueeze(0), samples])
         values = self._aggregate(self._qvalues(tensordict, self.qvalue_network_params, actions))
         others = values[1:]
         return values[0] - (others.mean(0) if self.baseline == "mean" else others.amax(0))
+
+    def _around(self, center: Tensor) -> Tensor:
+        """``num_action_samples`` actions [N, *B, A] of N(center, sample_deviation^2)."""
+        noise = torch.randn((self.num_action_samples, *center.shape), dtype=center.dtype, device=center.device)
+        samples = center + self.sample_deviation * noise
+        return clip(samples, self._bounds) if self.clip_samples and self._bounds is not None else samples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDictBase, TensorDictParams
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 
@@ -41,17 +41,21 @@ class SampledTargetLoss(EDPLoss):
 
     def _next_value(self, next_tensordict: TensorDictBase) -> Tensor:
         """The critics' value [*B] of actions that the target policy takes at the next state."""
-        observation = self._observation(next_tensordict)
-        noise = next_tensordict.get(self.actor_network.initial_noise_key, None)
-        if noise is None:
-            shape = (self.num_backup_actions, *observation.shape[:-1], self._sampler.action_size)
-            noise = torch.randn(shape, dtype=observation.dtype, device=observation.device)
-        elif noise.ndim == observation.ndim:
-            noise = noise.expand(self.num_backup_actions, *noise.shape)
-        else:
-            noise = noise.movedim(-2, 0)  # given as [*B, number of actions, A]
-        observation = observation.expand(self.num_backup_actions, *observation.shape)
-        with self.target_actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            action = self._sampler.sample(observation, noise, bounds=self._bounds)
+        action = self._policy_actions(next_tensordict, self.target_actor_network_params, self.num_backup_actions)
         qvalues = self._qvalues(next_tensordict, self.target_qvalue_network_params, action)
         return self._aggregate(qvalues.topk(self.backup_top_k, dim=1).values[:, -1])
+
+    def _policy_actions(self, tensordict: TensorDictBase, params: TensorDictParams, count: int) -> Tensor:
+        """``count`` actions [count, *B, A] of the policy with these parameters, by the actor's solver."""
+        observation = self._observation(tensordict)
+        noise = tensordict.get(self.actor_network.initial_noise_key, None)
+        if noise is None:
+            shape = (count, *observation.shape[:-1], self._sampler.action_size)
+            noise = torch.randn(shape, dtype=observation.dtype, device=observation.device)
+        elif noise.ndim == observation.ndim:
+            noise = noise.expand(count, *noise.shape)
+        else:
+            noise = noise.movedim(-2, 0)  # given as [*B, count, A]
+        observation = observation.expand(count, *observation.shape)
+        with params.to_module(self.actor_network, preserve_module_state=False):
+            return self._sampler.sample(observation, noise, bounds=self._bounds)
