@@ -1,8 +1,8 @@
 """Table 1: EDP against Diffusion-QL, at equal updates and at equal wall time.
 
-    python examples/reproduce/table1.py                     # 24 runs: trains what is missing, one run a core
+    python examples/reproduce/table1.py                     # trains what is missing, one run a core; EDP is table 2's
     python examples/reproduce/table1.py --no-train          # the table of what is recorded
-    python examples/reproduce/table1.py --data minari --updates 50000
+    python examples/reproduce/table1.py --data minari
 
 Both are our TD3 loss under the same loop, data, rewards, networks, optimiser, averages and evaluation; EDP as it is by
 default. What makes Diffusion-QL is what its paper (https://arxiv.org/abs/2208.06193) describes, in the form that its
@@ -117,7 +117,6 @@ STUDY = Table1(
     "table1",
     "EDP against Diffusion-QL",
     {DIFFUSION_QL: ("edp_td3", SETTINGS), EDP: ("edp_td3", ())},
-    updates=20_000,
 )
 
 if __name__ == "__main__":
