@@ -8,17 +8,15 @@ over ten actions sampled from the policy, and how many weights exp(advantage) re
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
 
 import torch
 from torch import Tensor
+from trained import arguments, selector_and_batch, with_critics
 
 from torchrl_edp import EDPCRRLoss
-from torchrl_edp.data import load_dataset
 from torchrl_edp.objectives import weight_saturation
-from torchrl_edp.training import load_policy
 
 AROUND = {"sample_from": "approximation", "num_action_samples": 10}
 BASELINES: dict[str, dict[str, Any]] = {
@@ -35,24 +33,13 @@ CAP = 20.0
 
 def main() -> None:
     """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("policy", help="a policy saved by a run, without suffix")
-    parser.add_argument("--data", default="local/walker2d/medium-v0")
-    parser.add_argument("--samples", type=int, default=4096)
-    args = parser.parse_args()
+    args = arguments(__doc__, data="local/walker2d/medium-v0", samples=4096).parse_args()
     torch.manual_seed(0)
-    policy, data = load_policy(args.policy), load_dataset(args.data).transitions
-    batch = data[torch.randint(len(data), (args.samples,))].clone()
-    batch["observation"] = policy.observation_normalizer(batch["observation"])
-    batch["action"] = policy.action_scaler(batch["action"])
-    selector = policy.policy
-    critics = len(next(iter(selector.qvalue_params.values(True, True))))
+    selector, batch = selector_and_batch(args)
 
     def advantage(**options: Any) -> Tensor:
-        loss = EDPCRRLoss(selector.actor_network, selector.qvalue_network, num_qvalue_nets=critics, **options)
-        loss.qvalue_network_params.data.update_(selector.qvalue_params.data)
         with torch.no_grad():
-            return loss.actor_loss(batch.copy())[1]["advantage"]
+            return with_critics(EDPCRRLoss, selector, **options).actor_loss(batch.copy())[1]["advantage"]
 
     reference = advantage(**BASELINES["ten of the policy"])
     print("| baseline | mean | deviation | correlation | at the cap |\n|---|---|---|---|---|")

@@ -2,8 +2,9 @@
 
     python examples/reproduce/tuning.py td3        # or crr, iql
 
-The strength of the RL term from the algorithm's own value to what is much; feed-forward policies also with what EDP's
-have by default, an average that acts and a decaying learning rate. Table 2 takes the better average of each side.
+The strength of the RL term from the algorithm's own value to what is much, for CRR also EDP's baseline by Eq. 21;
+feed-forward policies also with what EDP's have by default, an average that acts and a decaying learning rate. Table 2
+takes the better average of each side.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ CASES: dict[str, dict[str, Case]] = {
     "crr": {
         **_cases("FF", "crr", "loss.temperature", (1, 3)),
         "FF, averaged": ("crr", AVERAGED),
-        **_cases("EDP", "edp_crr", "loss.temperature", (1, 3, 10)),
+        **_cases("EDP", "edp_crr", "loss.temperature", (1, 3)),
+        "EDP, Eq. 21": ("edp_crr", ("loss.sample_from=approximation", "loss.num_action_samples=10")),
     },
     "iql": {
         **_cases("FF", "iql", "loss.temperature", (3, 10)),
