@@ -81,8 +81,7 @@ def test_guidance_and_baselines_are_measured_on_a_trained_policy(tmp_path, datas
     result = run(tmp_path, datasets, "benchmarks/crr_baseline", str(policy), "--data", data, "--samples", "500")
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-    of_policy = [row["correlation"] for row in rows if row["baseline"].endswith("the policy")]
-    assert len(rows) == 7 and max(of_policy) == of_policy[-1] <= 1, "ten samples agree best with ten others"
+    assert len(rows) == 7 and 0.5 < rows[-1]["correlation"] <= 1, "ten samples agree with ten others"
 
 
 @pytest.mark.slow

@@ -54,6 +54,8 @@ def lengths(weight, thousands, lr=3e-4):
         ("paper", "edp_iql", "antmaze", {"loss.expectile": 0.9, "loss.likelihood": "approximation"}),
         ("paper", "edp_crr", "antmaze", {"loss.temperature": 1.0, "loss.weight_cap": None, "loss.baseline": "mean"}),
         ("paper", "edp_crr", "antmaze", {"loss.num_action_samples": 10, "loss.sample_deviation": 1.0}),
+        ("paper", "edp_crr", "maze", {"loss.sample_from": "approximation", "loss.clip_samples": False}),
+        ("reference", "edp_crr", "kitchen", {"loss.sample_from": "approximation", "loss.num_action_samples": 10}),
         ("paper", "edp_td3", "kitchen", {"loss.guidance_qvalue": "random", "loss.qvalue_normalization": "same"}),
         ("reference", "edp_iql", "antmaze", {**CODE, **DDPM, **EXP, "loss.expectile": 0.7}),
         ("reference", "edp_iql", "adroit", {"loss.temperature": 3.0, "loss.weight_cap": 100.0}),

@@ -50,11 +50,14 @@ ACTOR_CRITIC = {"loss_actor": "actor_network", "loss_qvalue": "qvalue_network"}
 WITH_VALUE = ACTOR_CRITIC | {"loss_value": "value_network"}
 WEIGHTS = [{"weight_normalization": choice} for choice in (None, "mean", "softmax")]
 SCALES = [{"qvalue_normalization": choice} for choice in (None, "same", "other")]
+# Eq. 21's baseline without its draws, which are no input.
+NEAR = {"sample_from": "approximation", "sample_deviation": 0.0}
 CASES = [
     LossCase("iql", EDPIQLLoss, EDPIQLLossConfig, WITH_VALUE, WEIGHTS),
     LossCase("td3", EDPTD3Loss, EDPTD3LossConfig, ACTOR_CRITIC, SCALES),
     LossCase("crr", EDPCRRLoss, EDPCRRLossConfig, ACTOR_CRITIC, WEIGHTS),
     LossCase("cloning", EDPIQLLoss, EDPIQLLossConfig, WITH_VALUE, WEIGHTS, settings={"guidance_weight": 0.0}),
+    LossCase("crr_paper", EDPCRRLoss, EDPCRRLossConfig, ACTOR_CRITIC, WEIGHTS, settings=NEAR),
 ]
 
 

@@ -27,7 +27,8 @@ from torchrl.modules import ValueOperator
 from torchrl_edp.modules import QValueNetwork
 
 DRAWN = ["diffusion_step", "diffusion_noise", "initial_noise", ("next", "initial_noise")]
-READ_BY = {"initial_noise": ["crr"], ("next", "initial_noise"): ["td3", "crr"]}  # the others: by every loss
+# Every loss reads the other inputs.
+READ_BY = {"initial_noise": ["crr"], ("next", "initial_noise"): ["td3", "crr", "crr_paper"]}
 
 
 def optional_inputs() -> TensorDict:

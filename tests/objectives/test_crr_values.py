@@ -142,7 +142,14 @@ def test_the_policy_loss_with(settings):
     ids=str,
 )
 def test_the_policy_loss_with_samples_of_the_policy(settings):
-    compare(sample_from="policy", **settings)
+    compare(sample_from="policy", sample_deviation=1.0, **settings)
+
+
+def test_noise_for_another_number_of_samples_is_refused():
+    loss, data = make_loss(CRR, double=True, num_action_samples=3), hand.double_data(4)
+    data["initial_noise"] = torch.zeros(4, 2, A, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"Expected initial noise for 3 actions per state, .* got \[4, 2, 2\]"):
+        loss.actor_loss(data)
 
 
 def test_the_minimum_over_critics_is_inside_both_terms():
@@ -188,6 +195,7 @@ def test_the_critics_loss_is_that_of_td3(solver, aggregation):
         ({"weight_function": "relu"}, "weight_function must be one of"),
         ({"baseline": "median"}, "baseline must be one of"),
         ({"sample_from": "data"}, "sample_from must be one of"),
+        ({"sample_deviation": 0.5}, "sample_deviation has no effect on samples of the policy"),
         ({"num_action_samples": 0}, r"num_action_samples must lie in \[1, inf\), got 0"),
         ({"num_backup_actions": 1, "backup_top_k": 2}, "backup_top_k must lie in"),
         ({"likelihood": "nll"}, "likelihood must be one of"),

@@ -134,6 +134,8 @@ def _check_candidates(cfg: ExperimentSettings) -> None:
         "policy.num_action_samples": cfg.policy.num_action_samples,
         "loss.num_backup_actions": getattr(cfg.loss, "num_backup_actions", 1),
     }
+    if getattr(cfg.loss, "sample_from", None) == "policy":
+        counts["loss.num_action_samples"] = cfg.loss.num_action_samples
     for key, count in counts.items():
         if count > 1:
             raise ValueError(

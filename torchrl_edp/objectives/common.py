@@ -155,7 +155,7 @@ class EDPLoss(CriticEnsembleLoss):
     # --- losses
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_diff + lambda L_pi. One call of the noise network, unless chains of calls are asked for."""
+        """L_diff + lambda L_pi. One call of the noise network is differentiated, unless chains are asked for."""
         terms = self._diffuse(tensordict)
         guidance, metrics = self._guidance(tensordict, terms)
         loss = terms.noise_error

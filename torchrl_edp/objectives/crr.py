@@ -22,7 +22,7 @@ SampleFrom = Literal["policy", "approximation"]
 
 
 class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
-    """Critic-regularised regression whose policy is a diffusion model, trained with one network call.
+    """Critic-regularised regression whose policy is a diffusion model, trained through one network call.
 
     The policy minimises L_diff + guidance_weight * E[w f * likelihood term], f = exp(temperature * A) and w the weight
     of the diffusion step. The advantage A = Q(s, a) - mean_i Q(s, a_i) compares the data-set action with
@@ -41,6 +41,7 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
         baseline: what the sampled actions' values become: ``"mean"`` (default, the paper) or ``"max"``.
         num_action_samples: actions a_i per state. Default 2 (README, CRR's baseline; paper: 10).
         sample_from: where the a_i come from: ``"policy"`` (default, as CRR has it) samples them by the actor's solver,
+            all its calls for every a_i, from noise drawn or given as the actor's ``initial_noise_key``;
             ``"approximation"`` (paper) from N(approximated action, sample_deviation^2), which needs no network call
             but is worse than the policy by far where its deviation is large.
         sample_deviation: of ``sample_from="approximation"`` (paper: 1).
@@ -178,6 +179,8 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
         check_choice("sample_from", sample_from, get_args(SampleFrom))
         check_interval("num_action_samples", num_action_samples, "[1, inf)")
         check_interval("sample_deviation", sample_deviation, "[0, inf)")
+        if sample_from == "policy" and sample_deviation != 1:
+            raise ValueError("sample_deviation has no effect on samples of the policy: see sample_from.")
         self.weight_function = weight_function
         self.baseline = baseline
         self.num_action_samples = num_action_samples
@@ -192,7 +195,7 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
 
     def _noise_keys(self) -> list[NestedKey]:
         own = [self.actor_network.initial_noise_key] if self.sample_from == "policy" else []
-        return list(dict.fromkeys([*own, *super()._noise_keys()]))
+        return [*super()._noise_keys(), *own]
 
     def _advantage(self, tensordict: TensorDictBase, terms: DiffusionTerms) -> Tensor:
         if self.sample_from == "policy":

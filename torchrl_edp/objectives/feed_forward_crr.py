@@ -22,8 +22,7 @@ class CRRLoss(CriticEnsembleLoss):
 
     The policy minimises -E[f log pi(a | s)], f = exp(temperature * A). The advantage A = Q(s, a) - mean_i Q(s, a_i)
     compares the data-set action with ``num_action_samples`` actions of the policy. The critics minimise the TD error
-    to r + gamma min_j Q'_j(s', a'), a' drawn from the target policy. Weights and critics are those of
-    :class:`~torchrl_edp.EDPCRRLoss`, so that the two differ in their policies alone.
+    to r + gamma min_j Q'_j(s', a'), a' drawn from the target policy, as in :class:`~torchrl_edp.EDPCRRLoss`.
 
     Args:
         actor_network: a probabilistic actor, ``torchrl.modules.ProbabilisticActor`` or alike; the log-probability of
@@ -36,7 +35,7 @@ class CRRLoss(CriticEnsembleLoss):
         temperature: multiplies the advantage: the inverse of the paper's beta. Default 1.
         weight_function: ``"exp"`` (default), or ``"step"``: 1 for a positive advantage, else 0.
         baseline: what the sampled actions' values become: ``"mean"`` (default) or ``"max"``.
-        num_action_samples: actions a_i per state. Default 10, as for :class:`~torchrl_edp.EDPCRRLoss` (CRR: 4).
+        num_action_samples: actions a_i per state. Default 10 (:class:`~torchrl_edp.EDPCRRLoss`: 2, which cost more).
         weight_cap: largest advantage weight. Default 20; None for no cap.
         weight_normalization: None (default), ``"mean"`` (weights of mean 1) or ``"softmax"`` over the batch.
         qvalue_aggregation: how the critics' values become one: ``"min"`` (default), ``"mean"``, or ``"lcb"``, the mean

@@ -46,7 +46,10 @@ class SampledTargetLoss(EDPLoss):
         return self._aggregate(qvalues.topk(self.backup_top_k, dim=1).values[:, -1])
 
     def _policy_actions(self, tensordict: TensorDictBase, params: TensorDictParams, count: int) -> Tensor:
-        """``count`` actions [count, *B, A] of the policy with these parameters, by the actor's solver."""
+        """``count`` actions [count, *B, A] of the policy with these parameters, by the actor's solver.
+
+        They start from the initial noise in the data, [*B, A] or [*B, count, A], if there is any.
+        """
         observation = self._observation(tensordict)
         noise = tensordict.get(self.actor_network.initial_noise_key, None)
         if noise is None:
@@ -54,8 +57,13 @@ class SampledTargetLoss(EDPLoss):
             noise = torch.randn(shape, dtype=observation.dtype, device=observation.device)
         elif noise.ndim == observation.ndim:
             noise = noise.expand(count, *noise.shape)
+        elif noise.shape[-2] != count:
+            raise ValueError(
+                f"Expected initial noise for {count} actions per state, [*B, {count}, A], or for one, [*B, A], got "
+                f"{list(noise.shape)}."
+            )
         else:
-            noise = noise.movedim(-2, 0)  # given as [*B, count, A]
+            noise = noise.movedim(-2, 0)
         observation = observation.expand(count, *observation.shape)
         with params.to_module(self.actor_network, preserve_module_state=False):
             return self._sampler.sample(observation, noise, bounds=self._bounds)
