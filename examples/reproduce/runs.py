@@ -161,8 +161,10 @@ class Ledger:
 
     def _read(self, file: TextIO) -> None:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != self.columns:
-            found = ", ".join(reader.fieldnames or ())
+        if reader.fieldnames is None:  # made by another process that has not written its first row yet
+            return
+        if tuple(reader.fieldnames) != self.columns:
+            found = ", ".join(reader.fieldnames)
             raise SystemExit(f"{self.path}: expected the columns {', '.join(self.columns)}, got {found}.")
         for row in reader:
             if None not in row.values():

@@ -72,6 +72,15 @@ def test_ledger_grows_and_keeps_the_first_result(tmp_path):
     assert ledger.rows["a"] == again.rows["a"]
 
 
+def test_an_empty_file_is_one_that_another_process_begins(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.touch()
+    ledger = Ledger(path)
+    assert ledger.rows == {}
+    ledger.add(row("a"))
+    assert Ledger(path).rows == {"a": row("a")}
+
+
 def test_ledger_refuses_another_file(tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text("key,score\na,1\n")
