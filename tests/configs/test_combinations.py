@@ -97,6 +97,7 @@ IMPOSSIBLE = [
     (IQL, "seed=-1", r"seed must lie in \[0, inf\), got -1"),
     (IQL, "env.max_episode_steps=0", r"env.max_episode_steps must lie in \[1, inf\), got 0"),
     (IQL, "data.num_steps=0", r"data.num_steps must lie in \[1, inf\), got 0"),
+    (IQL, "data.return_steps=0", r"data.return_steps must lie in \[1, inf\), got 0"),
     (IQL, "data.action_limit=1.1", r"data.action_limit must lie in \(0, 1\], got 1.1"),
     (IQL, "replay_buffer.batch_size=0", r"replay_buffer.batch_size must lie in \[1, inf\), got 0"),
     (IQL, "optim.lr=0", r"optim.lr must lie in \(0, inf\), got 0"),

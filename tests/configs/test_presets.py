@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from torchrl_edp import EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
-from torchrl_edp.configs import EXPERIMENTS, apply_preset, domain_of, preset_values
+from torchrl_edp.configs import EXPERIMENTS, SCHEMAS, apply_preset, domain_of, preset_values
 from torchrl_edp.configs.presets import PRESETS
 from torchrl_edp.training import EDPTargetUpdate, build_networks, build_value
 
@@ -67,6 +67,8 @@ def lengths(weight, thousands, lr=3e-4):
         ("reference-dpm", "edp_crr", "antmaze", {**CODE, **DPM}),
         ("reference", "edp_iql", "locomotion", {"data.reward_rule": "return_range"}),
         ("reference", "edp_td3", "locomotion", {"data.reward_rule": "raw"}),
+        ("paper", "edp_td3", "maze", {"data.return_steps": 1}),
+        ("reference", "edp_crr", "locomotion", {"data.return_steps": 1}),
         ("paper", "edp_iql", "antmaze", {"data.reward_rule": "antmaze_iql"}),
         ("paper", "edp_crr", "antmaze", {"data.reward_rule": "antmaze_td3"}),
         ("reference", "edp_crr", "kitchen", {"data.reward_rule": "min_max"}),
@@ -76,6 +78,12 @@ def lengths(weight, thousands, lr=3e-4):
 def test_values(preset, name, domain, expected):
     found = preset_values(preset, name, DATASETS[domain])
     assert {key: found.get(key, "absent") for key in expected} == expected
+
+
+def test_critics_that_follow_the_policy_look_several_steps_ahead():
+    found = {name: schema().data.return_steps for name, schema in SCHEMAS.items()}
+    several = {"edp_td3", "edp_crr", "td3_bc", "crr"}
+    assert found == {name: 10 if name in several else 1 for name in SCHEMAS}
 
 
 @pytest.mark.parametrize(

@@ -177,3 +177,6 @@ def test_bound_of_q():
     rewards = torch.tensor([[-3.0], [2.0]])
     assert qvalue_bound(rewards, 0.99) == pytest.approx(300)
     assert qvalue_bound(rewards, 0.0) == 3 and qvalue_bound(rewards, 1.0) == math.inf
+    steps = torch.tensor([[2], [1]])
+    assert qvalue_bound(rewards, 0.5, steps) == pytest.approx(4)  # 3 / (1 - 1/4), 2 / (1 - 1/2)
+    assert qvalue_bound(rewards, 1.0, steps) == math.inf

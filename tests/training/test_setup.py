@@ -4,8 +4,12 @@ import pytest
 import torch
 from training_helpers import ACTIONS, NETWORK, OBSERVATIONS, make_data
 
+from torchrl_edp.configs import EDPTD3Config
+from torchrl_edp.configs.experiments import BCConfig
+from torchrl_edp.data import from_arrays, multi_step
 from torchrl_edp.training import build_qvalue, choose_compile, choose_device
 from torchrl_edp.training.build import NetworkSettings
+from torchrl_edp.training.experiment import _prepare
 
 
 def test_actions_are_scaled_and_clipped_and_observations_normalised():
@@ -28,6 +32,22 @@ def test_reward_rule_is_applied():
     assert scaled["next", "reward"].min() == -1 and scaled["next", "reward"].max() == 1
     order = raw["next", "reward"].flatten().argsort()
     assert torch.equal(order, scaled["next", "reward"].flatten().argsort())
+
+
+def test_rewards_are_summed_after_their_rule_with_the_discount_of_the_loss():
+    one, three = (make_data(reward_rule="min_max", **options).buffer[:] for options in ({}, {"return_steps": 3}))
+    expected = multi_step(one, 3, 0.99)
+    assert (three.select(*expected.keys(True, True)) == expected).all()
+    assert "steps_to_next_obs" not in one and three["steps_to_next_obs"].max() == 3
+    cfg = EDPTD3Config()
+    cfg.loss.gamma, cfg.data.return_steps, cfg.replay_buffer.batch_size = 0.5, 2, 4
+    cfg.data.reward_rule = "raw"
+    data = from_arrays(torch.rand(4, 2), torch.rand(4, 1), [1.0, 2.0, 4.0, 8.0], [0, 0, 0, 1], [0, 0, 0, 0])
+    rewards = _prepare(cfg, data, torch.device("cpu")).buffer[:]["next", "reward"]
+    assert rewards.flatten().tolist() == [2.0, 4.0, 8.0, 8.0]
+    cloning = BCConfig()
+    cloning.replay_buffer.batch_size, cloning.data.reward_rule = 4, "raw"
+    assert "steps_to_next_obs" not in _prepare(cloning, data, torch.device("cpu")).buffer[:]
 
 
 def test_without_a_compiler_runs_are_eager_and_say_so(monkeypatch):

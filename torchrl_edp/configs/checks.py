@@ -24,6 +24,7 @@ _INTERVALS = {
     "seed": "[0, inf)",
     "env.max_episode_steps": _COUNT,
     "data.num_steps": _COUNT,
+    "data.return_steps": _COUNT,
     "data.action_limit": "(0, 1]",
     "replay_buffer.batch_size": _COUNT,
     "optim.lr": "(0, inf)",
@@ -80,6 +81,8 @@ def check_settings(cfg: RunSettings) -> None:
         _check_device(cfg.optim.device)
         if isinstance(cfg, ExperimentSettings):
             _check_candidates(cfg)
+        if isinstance(cfg, FeedForwardSettings):
+            _check_return_steps(cfg)
     with torch.random.fork_rng(devices=[]):
         _build(cfg)
 
@@ -142,6 +145,14 @@ def _check_candidates(cfg: ExperimentSettings) -> None:
                 f"diffusion.initial_noise_scale=0 makes all {key}={count} actions the same: set {key}=1, or a noise "
                 "scale in (0, 1]."
             )
+
+
+def _check_return_steps(cfg: FeedForwardSettings) -> None:
+    """Refuse several steps where they would be ignored."""
+    reasons = {"iql": "torchrl.objectives.IQLLoss takes every target to be one step away", "bc": "it has no returns"}
+    if cfg.data.return_steps != 1 and cfg.algorithm in reasons:
+        reason = f"with algorithm={cfg.algorithm}, as {reasons[cfg.algorithm]}"
+        raise ValueError(f"data.return_steps must be 1 {reason}; got {cfg.data.return_steps}.")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from torchrl_edp.objectives.common import EDPLoss
 from torchrl_edp.training.build import choice
 from torchrl_edp.training.settings import (
     ALGORITHMS,
+    DataSettings,
     ExperimentSettings,
     FeedForwardOptimSettings,
     FeedForwardSettings,
@@ -52,6 +53,11 @@ LOSSES: dict[type, Callable[..., EDPLoss]] = {
 }
 
 
+def _several_steps() -> DataSettings:
+    """For critics that ask what the policy would do next: one step of the data says too little of it (README)."""
+    return DataSettings(return_steps=10)
+
+
 @dataclass
 class EDPIQLConfig(ExperimentSettings):
     """Everything ``examples/edp_iql.py`` can be told."""
@@ -63,6 +69,7 @@ class EDPIQLConfig(ExperimentSettings):
 class EDPTD3Config(ExperimentSettings):
     """Everything ``examples/edp_td3.py`` can be told."""
 
+    data: DataSettings = field(default_factory=_several_steps)
     loss: Any = field(default_factory=EDPTD3LossSettings)
 
 
@@ -70,6 +77,7 @@ class EDPTD3Config(ExperimentSettings):
 class EDPCRRConfig(ExperimentSettings):
     """Everything ``examples/edp_crr.py`` can be told."""
 
+    data: DataSettings = field(default_factory=_several_steps)
     loss: Any = field(default_factory=EDPCRRLossSettings)
 
 
@@ -116,6 +124,7 @@ class TD3BCConfig(FeedForwardSettings):
     """Everything ``examples/feed_forward.py algorithm=td3_bc`` can be told."""
 
     algorithm: str = choice("td3_bc", ALGORITHMS)
+    data: DataSettings = field(default_factory=_several_steps)
     loss: Any = field(default_factory=TD3BCLossSettings)
     optim: FeedForwardOptimSettings = field(default_factory=lambda: FeedForwardOptimSettings(policy_every=2))
 
@@ -134,6 +143,7 @@ class CRRConfig(FeedForwardSettings):
     """Everything ``examples/feed_forward.py algorithm=crr`` can be told."""
 
     algorithm: str = choice("crr", ALGORITHMS)
+    data: DataSettings = field(default_factory=_several_steps)
     loss: Any = field(default_factory=CRRLossSettings)
 
 

@@ -41,6 +41,7 @@ _DEFAULT_BY_DOMAIN: dict[str, dict[str, Any]] = {
 # change.
 _COMMON: dict[str, Any] = {
     "data.normalize_observations": False,
+    "data.return_steps": 1,
     "data.action_limit": 0.999,
     "replay_buffer.batch_size": 256,
     "network.hidden_sizes": [256, 256, 256],

@@ -9,6 +9,7 @@ from torchrl_edp.data.dataset import OfflineDataset, from_arrays
 from torchrl_edp.data.loading import load_minari
 from torchrl_edp.data.local import list_local_counterparts, make_local_dataset
 from torchrl_edp.data.replay import make_replay_buffer
+from torchrl_edp.data.returns import multi_step
 from torchrl_edp.data.rewards import REWARD_RULES, apply_reward_rule
 from torchrl_edp.data.scores import REFERENCE_SCORES, ReferenceScore, normalized_score, reference_for
 from torchrl_edp.data.transforms import ActionScaler, ObservationNormalizer
@@ -30,6 +31,7 @@ __all__ = [
     "load_minari",
     "make_local_dataset",
     "make_replay_buffer",
+    "multi_step",
     "normalized_score",
     "reference_for",
     "register_datasets",

@@ -161,15 +161,18 @@ def weight_saturation(
     return at_cap, effective.to(advantage.dtype)
 
 
-def qvalue_bound(reward: Tensor, gamma: float) -> float:
-    """The largest |Q| that any policy can have, max |r| / (1 - gamma); infinite for gamma = 1.
+def qvalue_bound(reward: Tensor, gamma: float, steps: Tensor | int = 1) -> float:
+    """The largest |Q| that any policy can have, max |r| / (1 - gamma^n); infinite for gamma = 1.
 
     Args:
         reward: all rewards of the data, as the critics see them; any shape.
         gamma: discount in [0, 1].
+        steps: n, how many steps of the data each reward sums up (``steps_to_next_obs``), of its shape; 1 by default.
 
     Examples:
         >>> qvalue_bound(torch.tensor([-2.0, 1.0]), 0.5)
         4.0
     """
-    return float(reward.abs().max()) / (1 - gamma) if gamma < 1 else math.inf
+    if gamma == 1:
+        return math.inf
+    return float((reward.double().abs() / (1 - gamma ** torch.as_tensor(steps).double())).max())

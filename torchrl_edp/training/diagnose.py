@@ -82,8 +82,8 @@ class Diagnosis:
         if isinstance(loss, EDPLoss):
             self._fix_diffusion(loss, generator)
         if hasattr(loss, "qvalue_network"):
-            self._reward, self._gamma = data["next", "reward"].abs().max(), float(loss.value_estimator.gamma)
-            self._bound = qvalue_bound(self._reward, self._gamma)
+            self._gamma = float(loss.value_estimator.gamma)
+            self._bound = qvalue_bound(data["next", "reward"], self._gamma, data.get("steps_to_next_obs", 1))
         self._warned = False
 
     def _fix_diffusion(self, loss: EDPLoss, generator: torch.Generator) -> None:
@@ -151,5 +151,5 @@ class Diagnosis:
         if self._warned or size <= 1.5 * self._bound + 1:  # NaN is no smaller
             return
         self._warned = True
-        about = {"reward": float(self._reward), "gamma": self._gamma, "bound": self._bound}
+        about = {"reward": self._bound * (1 - self._gamma), "gamma": self._gamma, "bound": self._bound}
         tqdm.write(EXPLODED.format(update=update, size=size, **about), file=sys.stderr)

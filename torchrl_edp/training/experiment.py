@@ -136,6 +136,8 @@ def _prepare(cfg: RunSettings, dataset: OfflineDataset, device: torch.device) ->
     return prepare_data(
         dataset,
         reward_rule=cfg.data.reward_rule,
+        return_steps=cfg.data.return_steps,
+        gamma=getattr(cfg.loss, "gamma", 1.0),  # cloning has none, and reads no rewards
         normalize_observations=cfg.data.normalize_observations,
         action_limit=cfg.data.action_limit,
         batch_size=cfg.replay_buffer.batch_size,

@@ -26,6 +26,7 @@ class DataSettings:
 
     num_steps: int | None = None  # size of a local counterpart, per behaviour; None for the library's default
     reward_rule: str = choice("return_range", REWARD_RULES)
+    return_steps: int = 1  # rewards of the data that are added up before the critics take over
     normalize_observations: bool = True
     action_limit: float = 0.999  # actions are clipped to +- this, after scaling to [-1, 1] (reference code)
 

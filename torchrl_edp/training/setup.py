@@ -14,6 +14,7 @@ from torchrl_edp.data import (
     OfflineDataset,
     apply_reward_rule,
     make_replay_buffer,
+    multi_step,
 )
 
 COMPILE_FROM = 5_000  # updates; below, compiling takes longer than it saves
@@ -34,17 +35,23 @@ def prepare_data(
     reward_rule: str = "raw",
     normalize_observations: bool = True,
     action_limit: float = 0.999,
+    return_steps: int = 1,
+    gamma: float = 0.99,
     batch_size: int = 256,
     device: torch.device | str | None = None,
     seed: int = 0,
 ) -> PreparedData:
     """Scale actions to [-1, 1], normalise observations, apply the reward rule, fill a replay buffer on ``device``.
 
+    With ``return_steps`` above 1 its rows look further ahead, see :func:`~torchrl_edp.data.multi_step`.
+
     Args:
         dataset: validated transitions.
         reward_rule: a name in ``torchrl_edp.data.REWARD_RULES``.
         normalize_observations: to mean 0 and deviation 1 over the data.
         action_limit: scaled actions are clipped to +- this (reference code: 0.999).
+        return_steps: rewards of the data that are added up before the critics take over.
+        gamma: discount of that sum: the loss's.
         batch_size: rows of a batch.
         device: of the storage and its batches.
         seed: of the sampler's own generator.
@@ -65,6 +72,8 @@ def prepare_data(
     transitions["action"] = scaler(transitions["action"]).clamp(-action_limit, action_limit)
     for key in ("observation", ("next", "observation")):
         transitions[key] = normalizer(transitions[key])
+    if return_steps != 1:
+        transitions = multi_step(transitions, return_steps, gamma)
     device = torch.device("cpu" if device is None else device)
     generator = torch.Generator(device=device).manual_seed(seed)
     buffer = make_replay_buffer(transitions, batch_size=batch_size, device=device, generator=generator)

@@ -1,0 +1,61 @@
+"""Multi-step returns: rewards summed over several steps of the data before the critics take over."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import torch
+from tensordict import TensorDictBase
+
+from torchrl_edp.data.checks import problem, require_keys
+
+_KEYS = ("reward", "done", "terminated", "observation")
+
+
+def multi_step(transitions: TensorDictBase, steps: int, gamma: float) -> TensorDictBase:
+    """Transitions that look ``steps`` ahead: discounted rewards added up, and the state where that sum ends.
+
+    The target of a critic becomes r_0 + gamma r_1 + ... + gamma^(n-1) r_(n-1) + gamma^n Q(s_n, a_n). What the policy of
+    the data did for n steps then tells good behaviour from bad, which one action of many per second hardly does; the
+    price is a bias towards that policy. No sum goes beyond its episode: n is smaller where a terminal state, a time-out
+    or the end of the record comes first, and the flags are those of the last step. TorchRL's value estimators read n
+    from ``steps_to_next_obs``; its ``MultiStep`` keeps the first step's flags, and bootstraps from terminal states.
+
+    Args:
+        transitions: TensorDict ``[N]`` in time order, episode after episode, as in :class:`OfflineDataset`.
+        steps: n, at least 1; 1 is the usual one-step return.
+        gamma: discount in [0, 1], that of the loss.
+
+    Returns:
+        A TensorDict ``[N]`` with other entries in ``next``, and ``steps_to_next_obs [N, 1]``, integers in 1..n.
+
+    Raises:
+        DatasetError: where ``steps`` or ``gamma`` is out of range, or keys are missing.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_edp.data import from_arrays, multi_step
+        >>> data = from_arrays(torch.rand(3, 2), torch.rand(3, 1), [1.0, 2.0, 4.0], [0, 0, 1], [0, 0, 0])
+        >>> ahead = multi_step(data.transitions, steps=2, gamma=0.5)
+        >>> ahead["next", "reward"].flatten().tolist(), ahead["steps_to_next_obs"].flatten().tolist()
+        ([2.0, 4.0, 4.0], [2, 2, 1])
+
+    Source: Sec. 7.1 of Sutton and Barto, Reinforcement Learning (2018); as an option in the released code of
+    https://arxiv.org/abs/2305.20081.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
+        raise problem("return steps", "a whole number of at least 1", repr(steps), "1 is the usual one-step return.")
+    if not 0 <= gamma <= 1:
+        raise problem("gamma", "a number in [0, 1]", repr(gamma), "Take the discount of the loss.")
+    require_keys(transitions, tuple(("next", key) for key in _KEYS))
+    first = torch.arange(len(transitions))
+    reward, done = transitions["next", "reward"].double(), transitions["next", "done"].flatten().cpu()
+    total, last = reward.clone(), first.clone()
+    for k in range(1, steps):
+        goes_on = ~done[last] & (last == first + k - 1) & (first + k < len(transitions))
+        last = torch.where(goes_on, first + k, last)
+        total += gamma**k * torch.where(goes_on.unsqueeze(-1).to(reward.device), reward[last.to(reward.device)], 0.0)
+    after = transitions["next"][last.to(reward.device)]
+    after["reward"] = total.to(transitions["next", "reward"].dtype)
+    counts = (last - first + 1).unsqueeze(-1).to(reward.device)
+    return transitions.clone(recurse=False).set("next", after).set("steps_to_next_obs", counts)
