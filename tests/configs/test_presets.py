@@ -84,6 +84,9 @@ def test_critics_that_follow_the_policy_look_several_steps_ahead():
     found = {name: schema().data.return_steps for name, schema in SCHEMAS.items()}
     several = {"edp_td3", "edp_crr", "td3_bc", "crr"}
     assert found == {name: 10 if name in several else 1 for name in SCHEMAS}
+    for name in SCHEMAS:  # but not in mazes
+        assert preset_values("default", name, DATASETS["maze"])["data.return_steps"] == 1
+        assert preset_values("default", name, DATASETS["antmaze"]) == {"data.return_steps": 1}
 
 
 @pytest.mark.parametrize(
@@ -137,9 +140,10 @@ def test_default_changes_nothing(name):
 
 def test_default_acts_in_mazes_as_the_paper_does():
     maze, paper = (preset_values(preset, "edp_td3", "local/pointmaze/medium-v0") for preset in ("default", "paper"))
+    assert maze.pop("data.return_steps") == paper["data.return_steps"] == 1
     assert maze == {"policy.num_action_samples": 10, "diffusion.initial_noise_scale": 1.0}
     assert maze.items() <= paper.items()
-    assert preset_values("default", "td3_bc", "local/pointmaze/medium-v0") == {}
+    assert preset_values("default", "td3_bc", "local/pointmaze/medium-v0") == {"data.return_steps": 1}
 
 
 def test_the_configuration_given_stays_as_it_is():

@@ -33,9 +33,10 @@ DOMAINS = {
 _DPM_SOLVER = {"diffusion.solver": "dpm_solver", "diffusion.num_calls": 15}
 _DPM_OPTIONS = {"diffusion.solver_kwargs": {"order": 3, "spacing": "time"}}
 
-# A maze is solved by choosing where to go, which takes candidates that differ: see README.
+# A maze is solved by choosing where to go: candidates must differ, and what the data did for many steps says little.
 _DEFAULT_BY_DOMAIN: dict[str, dict[str, Any]] = {
-    "maze": {"policy.num_action_samples": 10, "diffusion.initial_noise_scale": 1.0},
+    "maze": {"data.return_steps": 1, "policy.num_action_samples": 10, "diffusion.initial_noise_scale": 1.0},
+    "antmaze": {"data.return_steps": 1},
 }
 # What paper and reference code agree on, or where only the latter speaks. It does not lean on the defaults, which may
 # change.
@@ -183,8 +184,8 @@ def preset_values(preset: str, experiment: str, dataset: str) -> dict[str, Any]:
     """The configuration keys a preset sets, with their values.
 
     Args:
-        preset: ``"default"`` (sets how EDP acts in mazes, nothing else), ``"paper"``, ``"reference"`` (the released
-            code's defaults) or ``"reference-dpm"`` (the same with K = 1000 and DPM-Solver).
+        preset: ``"default"`` (sets what is different in mazes, nothing else), ``"paper"``, ``"reference"`` (the
+            released code's defaults) or ``"reference-dpm"`` (the same with K = 1000 and DPM-Solver).
         experiment: ``"edp_iql"``, ``"edp_td3"`` or ``"edp_crr"``.
         dataset: the data set's name; domain and gradient clip follow from it.
 
@@ -199,7 +200,9 @@ def preset_values(preset: str, experiment: str, dataset: str) -> dict[str, Any]:
         raise ValueError(f"preset must be one of {PRESETS}, got {preset!r}.")
     domain = domain_of(dataset)
     if preset == "default":
-        return {} if experiment in COUNTERPARTS else dict(_DEFAULT_BY_DOMAIN.get(domain, {}))
+        values = _DEFAULT_BY_DOMAIN.get(domain, {})
+        shared = "data." if experiment in COUNTERPARTS else ""
+        return {key: value for key, value in values.items() if key.startswith(shared)}
     if experiment in COUNTERPARTS:
         return feed_forward_values(experiment, domain, preset_values(preset, COUNTERPARTS[experiment], dataset))
     values = {**_COMMON, "data.reward_rule": _reward_rule(experiment, domain), **_COMMON_BY_LOSS[experiment]}
