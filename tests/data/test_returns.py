@@ -39,6 +39,7 @@ def test_values_by_hand():
     ahead = multi_step(data, steps=3, gamma=0.5)
     assert ahead["next", "reward"].flatten().tolist() == [3.0, 4.0, 4.0, 16.0, 16.0, 32.0]
     assert ahead["steps_to_next_obs"].tolist() == [[3], [2], [1], [2], [1], [1]]  # the last row's record breaks off
+    assert ahead["steps_to_next_obs"].dtype == torch.int64
     assert ahead["next", "observation"].flatten().tolist() == [3.0, 3.0, 3.0, 5.0, 5.0, 6.0]
     assert ahead["next", "terminated"].flatten().tolist() == [True, True, True, False, False, False]
     assert ahead["next", "truncated"].flatten().tolist() == [False, False, False, True, True, False]

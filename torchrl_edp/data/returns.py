@@ -52,7 +52,7 @@ def multi_step(transitions: TensorDictBase, steps: int, gamma: float) -> TensorD
     reward, done = transitions["next", "reward"].double(), transitions["next", "done"].flatten().cpu()
     total, last = reward.clone(), first.clone()
     for k in range(1, steps):
-        goes_on = ~done[last] & (last == first + k - 1) & (first + k < len(transitions))
+        goes_on = ~done[last] & (first + k < len(transitions))  # once it is false it stays so
         last = torch.where(goes_on, first + k, last)
         total += gamma**k * torch.where(goes_on.unsqueeze(-1).to(reward.device), reward[last.to(reward.device)], 0.0)
     after = transitions["next"][last.to(reward.device)]
