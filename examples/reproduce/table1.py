@@ -16,9 +16,10 @@ authors' code (Zhendong-Wang/Diffusion-Policies-for-Offline-RL on GitHub) gives 
   locomotion (its paper tunes eta in other domains: ``loss.alpha``);
 - it acts by one of 50 candidates, drawn in proportion to exp Q, the smaller of the averaged critics.
 
-Unlike its code: candidates come from the averaged policy, as EDP's do, one gradient clip serves all data sets, and
-observations and rewards are normalised. Learning rate and its decay (there 3e-4, none), the policy's average (there
-0.005 every fifth update) and the order of updates (there critics first) are EDP's defaults, which were chosen for EDP.
+Unlike its code: candidates come from the averaged policy, as EDP's do, one gradient clip serves all data sets, returns
+are of several steps (``data.return_steps``), and observations and rewards are normalised. Learning rate and its decay
+(there 3e-4, none), the policy's average (there 0.005 every fifth update) and the order of updates (there critics first)
+are EDP's defaults, which were chosen for EDP.
 
 "Stopped when EDP was done" is the same Diffusion-QL run, cut at the last evaluation that fits into the training seconds
 (compiling included, evaluating not) of EDP's run of the same seed on the same machine. Its learning rate was not yet

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 
 from torchrl_edp import EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
 from torchrl_edp.configs import FEED_FORWARD
-from torchrl_edp.data import DatasetError, from_arrays, multi_step
+from torchrl_edp.data import DatasetError, apply_reward_rule, from_arrays, multi_step
 from torchrl_edp.training import (
     DiffusionSettings,
     EDPTargetUpdate,
@@ -86,6 +86,16 @@ def test_what_makes_no_sense_is_refused(steps, gamma, message):
 def test_missing_keys_are_named():
     with pytest.raises(DatasetError, match="terminated"):
         multi_step(transitions([1.0], [1], [0]).exclude(("next", "terminated")), 2, 0.9)
+
+
+def test_sums_are_not_summed_again_and_rules_come_before():
+    ahead = multi_step(transitions([1.0, 2.0], [0, 1], [0, 0]), 2, 0.9)
+    with pytest.raises(DatasetError, match="transitions: expected one step a row, got steps_to_next_obs"):
+        multi_step(ahead, 2, 0.9)
+    with pytest.raises(DatasetError, match="Apply the rule before multi_step"):
+        apply_reward_rule("antmaze_iql", ahead)
+    with pytest.raises(DatasetError, match=r"expected batch size \[N\], got \[1, 2\]"):
+        multi_step(transitions([1.0, 2.0], [0, 1], [0, 0])[None], 2, 0.9)
 
 
 def make_loss(name):

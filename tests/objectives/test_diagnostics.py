@@ -180,3 +180,4 @@ def test_bound_of_q():
     steps = torch.tensor([[2], [1]])
     assert qvalue_bound(rewards, 0.5, steps) == pytest.approx(4)  # 3 / (1 - 1/4), 2 / (1 - 1/2)
     assert qvalue_bound(rewards, 1.0, steps) == math.inf
+    assert qvalue_bound(rewards, 0.5, steps.flip(0)) == pytest.approx(6)

@@ -166,6 +166,14 @@ def test_what_cannot_be_told_is_left_out():
     assert "q_data" not in look(state) and "q_bound" in look(state)
 
 
+def test_it_knows_how_far_returns_look():
+    buffer, loss = make_data(return_steps=3, gamma=0.9).buffer, make_state("edp_td3").loss
+    rows, found = buffer[:], Diagnosis(loss, buffer)(3)
+    bounds = rows["next", "reward"].abs() / (1 - 0.9 ** rows["steps_to_next_obs"])
+    assert rows["steps_to_next_obs"].unique().tolist() == [1, 2, 3]
+    assert found["diagnose/q_bound"] == close(float(bounds.max()))
+
+
 def explode(loss):
     with torch.no_grad():
         loss.qvalue_network_params.apply(lambda value: value.data.mul_(200))
@@ -184,7 +192,7 @@ def test_it_warns_once_when_q_explodes(name, capsys):
         diagnosis(5000)
     said = capsys.readouterr().err
     assert said.count("Q explodes") == 1 and "at update 4000" in said and f"is {size:.3g}" in said
-    assert f"worth more than {row['diagnose/q_bound']:.3g}." in said
+    assert f"allow no more than {row['diagnose/q_bound']:.3g}." in said
     assert f"rewards of at most\n{state.buffer[:]['next', 'reward'].abs().max():.3g} and" in said
     for remedy in ("critic_layer_norm", "critic_lr", "guidance_weight", "reward_rule"):
         assert remedy in said

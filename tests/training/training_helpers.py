@@ -46,9 +46,12 @@ def make_data(rows: int = 64, **options):
     return prepare_data(dataset, batch_size=16, **options)
 
 
-def make_state(name: str = "iql", dtype: torch.dtype = torch.float32, *, actor_start: int = 0, **options) -> TrainState:
+def make_state(
+    name: str = "iql", dtype: torch.dtype = torch.float32, *, actor_start: int = 0, return_steps: int = 1, **options
+) -> TrainState:
     loss = make_loss(name).to(dtype)
-    transitions = make_data().buffer[:].apply(lambda value: value.to(dtype) if value.is_floating_point() else value)
+    rows = make_data(return_steps=return_steps, gamma=0.9).buffer[:]
+    transitions = rows.apply(lambda value: value.to(dtype) if value.is_floating_point() else value)
     buffer = make_replay_buffer(transitions, batch_size=16, generator=torch.Generator().manual_seed(0))
     return TrainState(loss, buffer, EDPTargetUpdate(loss, actor_start=actor_start), **options)
 

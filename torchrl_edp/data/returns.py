@@ -18,8 +18,11 @@ def multi_step(transitions: TensorDictBase, steps: int, gamma: float) -> TensorD
     The target of a critic becomes r_0 + gamma r_1 + ... + gamma^(n-1) r_(n-1) + gamma^n Q(s_n, a_n). What the policy of
     the data did for n steps then tells good behaviour from bad, which one action of many per second hardly does; the
     price is a bias towards that policy. No sum goes beyond its episode: n is smaller where a terminal state, a time-out
-    or the end of the record comes first, and the flags are those of the last step. TorchRL's value estimators read n
-    from ``steps_to_next_obs``; its ``MultiStep`` keeps the first step's flags, and bootstraps from terminal states.
+    or the end of the record comes first, and the flags are those of the last step. TorchRL's ``MultiStep`` keeps those
+    of the first step, and bootstraps from terminal states.
+
+    Losses read n from ``steps_to_next_obs`` with the value estimator TD0. TD1 and TDLambda, which go from row to row,
+    and ``torchrl.objectives.IQLLoss`` would give wrong targets without a word. Rules of rewards come before.
 
     Args:
         transitions: TensorDict ``[N]`` in time order, episode after episode, as in :class:`OfflineDataset`.
@@ -30,7 +33,8 @@ def multi_step(transitions: TensorDictBase, steps: int, gamma: float) -> TensorD
         A TensorDict ``[N]`` with other entries in ``next``, and ``steps_to_next_obs [N, 1]``, integers in 1..n.
 
     Raises:
-        DatasetError: where ``steps`` or ``gamma`` is out of range, or keys are missing.
+        DatasetError: where ``steps`` or ``gamma`` is out of range, keys are missing, the batch size is not ``[N]``, or
+            the transitions look several steps ahead already.
 
     Examples:
         >>> import torch
@@ -48,14 +52,18 @@ def multi_step(transitions: TensorDictBase, steps: int, gamma: float) -> TensorD
     if not 0 <= gamma <= 1:
         raise problem("gamma", "a number in [0, 1]", repr(gamma), "Take the discount of the loss.")
     require_keys(transitions, tuple(("next", key) for key in _KEYS))
-    first = torch.arange(len(transitions))
-    reward, done = transitions["next", "reward"].double(), transitions["next", "done"].flatten().cpu()
+    if transitions.ndim != 1:
+        raise problem("transitions", "batch size [N]", str(list(transitions.shape)), "Flatten, episode after episode.")
+    if "steps_to_next_obs" in transitions.keys():
+        raise problem("transitions", "one step a row", "steps_to_next_obs", "Begin with the transitions as recorded.")
+    reward, done = transitions["next", "reward"].double(), transitions["next", "done"].flatten()
+    first = torch.arange(len(transitions), device=reward.device)
     total, last = reward.clone(), first.clone()
     for k in range(1, steps):
         goes_on = ~done[last] & (first + k < len(transitions))  # once it is false it stays so
         last = torch.where(goes_on, first + k, last)
-        total += gamma**k * torch.where(goes_on.unsqueeze(-1).to(reward.device), reward[last.to(reward.device)], 0.0)
-    after = transitions["next"][last.to(reward.device)]
+        total += gamma**k * torch.where(goes_on.unsqueeze(-1), reward[last], 0.0)
+    after = transitions["next"][last]
     after["reward"] = total.to(transitions["next", "reward"].dtype)
-    counts = (last - first + 1).unsqueeze(-1).to(reward.device)
+    counts = (last - first + 1).unsqueeze(-1)
     return transitions.clone(recurse=False).set("next", after).set("steps_to_next_obs", counts)

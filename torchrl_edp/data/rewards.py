@@ -56,8 +56,8 @@ def apply_reward_rule(name: str, data: Data) -> Data:
             so that scores do not depend on the rule.
 
     Raises:
-        DatasetError: for an unknown rule, where there are no rewards or the results are not finite, or where
-            rewards (or returns) are all equal and the rule divides by their range.
+        DatasetError: for an unknown rule, after :func:`multi_step`, where there are no rewards or the results are not
+            finite, or where rewards (or returns) are all equal and the rule divides by their range.
 
     Source: the released code of https://arxiv.org/abs/2305.20081; https://arxiv.org/abs/2110.06169 for IQL's
     rules.
@@ -74,6 +74,8 @@ def apply_reward_rule(name: str, data: Data) -> Data:
     if isinstance(data, OfflineDataset):
         return replace(data, transitions=apply_reward_rule(name, data.transitions))
     require_keys(data, (("next", "reward"), ("next", "done")))
+    if "steps_to_next_obs" in data.keys():
+        raise problem("transitions", "one step a row", "steps_to_next_obs", "Apply the rule before multi_step.")
     if not data["next", "reward"].numel():
         raise problem("transitions", "at least one", "none", "Check the filter before this call.")
     reward = REWARD_RULES[name](data["next", "reward"], data["next", "done"])

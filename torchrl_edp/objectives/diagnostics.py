@@ -162,7 +162,10 @@ def weight_saturation(
 
 
 def qvalue_bound(reward: Tensor, gamma: float, steps: Tensor | int = 1) -> float:
-    """The largest |Q| that any policy can have, max |r| / (1 - gamma^n); infinite for gamma = 1.
+    """The largest |Q| that targets of these rewards allow, max |r| / (1 - gamma^n); infinite for gamma = 1.
+
+    With n = 1 no policy can be worth more. With larger n, r being a discounted sum of n rewards, a policy that is not
+    the data's can, but critics cannot say so: n steps of every target are the data's own.
 
     Args:
         reward: all rewards of the data, as the critics see them; any shape.

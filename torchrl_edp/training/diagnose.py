@@ -21,7 +21,7 @@ from torchrl_edp.objectives.likelihood import LikelihoodLoss
 
 EXPLODED = """\
 Q explodes: at update {update} the mean |Q| of the data's actions is {size:.3g}, but with rewards of at most
-{reward:.3g} and gamma {gamma:g} no policy is worth more than {bound:.3g}. The critics learn from their own errors at
+{reward:.3g} and gamma {gamma:g} targets allow no more than {bound:.3g}. The critics learn from their own errors at
 actions that the data do not have. Try network.critic_layer_norm=true, a lower optim.critic_lr or optim.tau, a policy
 closer to the data (smaller loss.guidance_weight or loss.alpha), or data.reward_rule=return_range."""
 
@@ -35,7 +35,7 @@ class Diagnosis:
     The columns, each under ``diagnose/``; those that a loss has no use for are left out:
 
     - ``q_data``, ``q_policy``: mean Q of the data's and of the policy's actions; with ``_std`` its deviation over rows,
-      with ``_disagreement`` the deviation among critics. ``q_bound``: the largest |Q| that the rewards allow.
+      with ``_disagreement`` the deviation among critics. ``q_bound``: the largest |Q| that the targets allow.
     - ``td_error``: root mean square distance of the critics to their targets.
     - ``weight_at_cap``, ``weight_effective``: see :func:`~torchrl_edp.objectives.weight_saturation`.
     - ``clipped_01`` ... ``clipped_10``: see :func:`~torchrl_edp.objectives.clipped_share_by_step`.
@@ -82,8 +82,9 @@ class Diagnosis:
         if isinstance(loss, EDPLoss):
             self._fix_diffusion(loss, generator)
         if hasattr(loss, "qvalue_network"):
-            self._gamma = float(loss.value_estimator.gamma)
-            self._bound = qvalue_bound(data["next", "reward"], self._gamma, data.get("steps_to_next_obs", 1))
+            reward, self._gamma = data["next", "reward"], float(loss.value_estimator.gamma)
+            self._reward = reward.abs().max()
+            self._bound = qvalue_bound(reward, self._gamma, data.get("steps_to_next_obs", 1))
         self._warned = False
 
     def _fix_diffusion(self, loss: EDPLoss, generator: torch.Generator) -> None:
@@ -151,5 +152,5 @@ class Diagnosis:
         if self._warned or size <= 1.5 * self._bound + 1:  # NaN is no smaller
             return
         self._warned = True
-        about = {"reward": self._bound * (1 - self._gamma), "gamma": self._gamma, "bound": self._bound}
+        about = {"reward": float(self._reward), "gamma": self._gamma, "bound": self._bound}
         tqdm.write(EXPLODED.format(update=update, size=size, **about), file=sys.stderr)
