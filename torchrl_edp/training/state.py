@@ -14,6 +14,7 @@ from torchrl.objectives import LossModule
 
 from torchrl_edp.training.adam import NetworkOptimizer
 from torchrl_edp.training.bias import AddBiasLater
+from torchrl_edp.training.exponential import InlineExp
 from torchrl_edp.training.finite import not_finite
 from torchrl_edp.training.targets import EDPTargetUpdate
 
@@ -25,7 +26,11 @@ _COMPILE_OPTIONS: dict[str, Any] = {
     "alignment_asserts": False,
 }
 # Each saves about a twentieth of an update; the calls of products come from C++ then, not from Python.
-_CPU_OPTIONS: dict[str, Any] = {"cpp_wrapper": True, "post_grad_custom_post_pass": AddBiasLater()}
+_CPU_OPTIONS: dict[str, Any] = {
+    "cpp_wrapper": True,
+    "post_grad_custom_post_pass": [AddBiasLater(), InlineExp()],
+    "cpp.enable_floating_point_contract_flag": "fast",  # a b + c in one instruction
+}
 
 CHECK_EVERY = 100  # updates between two looks at what was not finite, where a look is a sync
 
