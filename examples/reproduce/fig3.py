@@ -16,7 +16,7 @@ from typing import Any
 import table2
 from runs import Ledger, Run
 from scores import curves, evaluations
-from study import Study
+from study import Study, settings_note
 
 COLUMNS = ("case", "dataset", "updates", "seeds", "rat", "rat_std", "oms", "oms_std")
 LOOKS = {"rat": ("RAT: mean of the last ten", "#0072B2"), "oms": ("OMS: best so far", "#D55E00")}
@@ -57,7 +57,8 @@ class Fig3(Study):
             writer.writeheader()
             for rows in lines.values():
                 writer.writerows(rows)
-        text = f"# {self.title}\n\nAfter {args.updates:,} updates, means over seeds:\n\n{table(lines)}"
+        parts = [f"# {self.title}", f"After {args.updates:,} updates, means over seeds:", table(lines)]
+        text = "\n\n".join([*parts, *settings_note(args.overrides)])
         path.with_suffix(".md").write_text(text + "\n")
         print(text)
         draw(lines, path.with_suffix(".png"), self.title)

@@ -110,7 +110,7 @@ class Study:
             + table(rows, cases, datasets, score)
             for score in ("rat", "oms")
         ]
-        text = "\n\n".join([f"# {self.title}", *tables, *notes])
+        text = "\n\n".join([f"# {self.title}", *tables, *notes, *settings_note(args.overrides)])
         path.with_suffix(".md").write_text(text + "\n")
         print(text)
         draw(rows, cases, datasets, path.with_suffix(".png"), self.title)
@@ -148,6 +148,11 @@ def other_data(cells: Mapping[tuple[str, str], Sequence[Run]], ledger: Ledger) -
         for dataset, digests in contents.items()
         if len(digests) > 1
     ]
+
+
+def settings_note(overrides: Sequence[str]) -> list[str]:
+    """A sentence about the settings that the command line gave to all runs, if there were any."""
+    return [f"All runs with `{' '.join(overrides)}`."] if overrides else []
 
 
 def average(case: str, dataset: str, found: Sequence[Mapping[str, Any]]) -> Row:

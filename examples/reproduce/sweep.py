@@ -20,7 +20,7 @@ import torch
 from launch import train_missing
 from omegaconf import OmegaConf
 from runs import FOLDER, Ledger, Run
-from study import EPISODES, parser
+from study import EPISODES, parser, settings_note
 from table2 import STUDY as TABLE2
 from tqdm import tqdm
 
@@ -277,7 +277,8 @@ class Sweep:
         scores = self.scores(policies, ledger, args.episodes)
         tables = [f"{variant}:\n\n{table(lines, self.axis)}" for variant, lines in scores.items()]
         about = "Normalised scores, mean ± deviation over the same episodes for all points."
-        text = "\n\n".join([f"# {self.title}", f"The paper: {self.paper}", about, *tables])
+        notes = settings_note([] if args.policies else args.overrides)
+        text = "\n\n".join([f"# {self.title}", f"The paper: {self.paper}", about, *tables, *notes])
         args.output.joinpath(f"{self.name}.md").write_text(text + "\n")
         print(text)
         draw(scores, args.output / f"{self.name}.png", title=self.title, axis=self.axis, log=self.log)

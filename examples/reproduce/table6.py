@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 from runs import Ledger, Run
-from study import Row, draw, table
+from study import Row, draw, settings_note, table
 from sweep import COLUMNS, FULL_NOISE, PAPER, Acting, Point, SavedPolicy, evaluate, load_acting, sweep_parser, trained
 from tensordict import TensorDict, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -91,9 +91,15 @@ def main() -> None:
     evaluate(points, ledger, onednn="compile.onednn=true" in args.overrides)
     datasets = list(dict.fromkeys(dataset for _, dataset in cells))
     rows = [summary(case, dataset, cells.get((case, dataset), []), ledger) for case in CASES for dataset in datasets]
-    text = f"# {TITLE}\n\nNormalised scores, mean ± deviation over seeds (how many):\n\n"
-    text += table(rows, list(CASES), datasets, "rat") + f"\n\nThe paper: {PAPER_SAYS}\n"
-    args.output.joinpath("table6.md").write_text(text)
+    scores = table(rows, list(CASES), datasets, "rat")
+    parts = [
+        f"# {TITLE}",
+        "Normalised scores, mean ± deviation over seeds (how many):",
+        scores,
+        f"The paper: {PAPER_SAYS}",
+    ]
+    text = "\n\n".join([*parts, *settings_note(args.overrides)])
+    args.output.joinpath("table6.md").write_text(text + "\n")
     print(text)
     draw(rows, list(CASES), datasets, args.output / "table6.png", TITLE, "normalised score")
 
