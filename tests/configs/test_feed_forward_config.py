@@ -99,11 +99,6 @@ def test_values():
         ("bc", "network.hidden_sizes=[0]", "hidden_sizes must be positive widths"),
         ("bc", "data.action_limit=1.1", r"data.action_limit must lie in \(0, 1\], got 1.1"),
         ("bc", "data.return_steps=2", "data.return_steps must be 1 with algorithm=bc, as it has no returns; got 2"),
-        (
-            "iql",
-            "data.return_steps=5",
-            "data.return_steps must be 1 with algorithm=iql, as torchrl.objectives.IQLLoss .*; got 5",
-        ),
     ],
 )
 def test_impossible_settings_are_refused(name, override, message):

@@ -40,6 +40,7 @@ def test_values_by_hand():
     assert ahead["next", "reward"].flatten().tolist() == [3.0, 4.0, 4.0, 16.0, 16.0, 32.0]
     assert ahead["steps_to_next_obs"].tolist() == [[3], [2], [1], [2], [1], [1]]  # the last row's record breaks off
     assert ahead["steps_to_next_obs"].dtype == torch.int64
+    assert torch.equal(ahead["next", "steps_to_next_obs"], ahead["steps_to_next_obs"])
     assert ahead["next", "observation"].flatten().tolist() == [3.0, 3.0, 3.0, 5.0, 5.0, 6.0]
     assert ahead["next", "terminated"].flatten().tolist() == [True, True, True, False, False, False]
     assert ahead["next", "truncated"].flatten().tolist() == [False, False, False, True, True, False]
@@ -65,7 +66,7 @@ def test_equals_a_loop(layout, steps, gamma):
                 break
         assert ahead["next", "reward"][i].item() == pytest.approx(total, rel=1e-6, abs=1e-6)
         assert ahead["steps_to_next_obs"][i].item() == last - i + 1
-        others = ahead["next"][i].exclude("reward")
+        others = ahead["next"][i].exclude("reward", "steps_to_next_obs")
         assert (others == data["next"][last].exclude("reward")).all()
 
 

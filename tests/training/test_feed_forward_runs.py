@@ -285,6 +285,21 @@ def test_iql_weighs_the_likelihood_by_the_advantage():
     close(loss.value_loss(data.clone())[0], (share * advantage.square()).mean(), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("steps", [None, [3, 1, 4, 2, 5]])
+def test_iql_bootstraps_from_the_value_where_the_sum_of_rewards_ends(steps):
+    loss, _, qvalues = loss_and_parts("iql", gamma=0.9)
+    data, discount = batch(), torch.full((5,), 0.9, dtype=torch.float64)
+    if steps is not None:
+        data["next", "steps_to_next_obs"] = torch.tensor(steps).unsqueeze(-1)
+        discount **= torch.tensor(steps)
+    following = data["next"]
+    with loss.target_value_network_params.to_module(loss.value_network), torch.no_grad():
+        value = loss.value_network.module(following["observation"]).squeeze(-1)
+    target = following["reward"].squeeze(-1) + discount * ~following["terminated"].squeeze(-1) * value
+    predicted = qvalues(data["observation"], data["action"], loss.qvalue_network_params)
+    close(loss.qvalue_loss(data)[0], (predicted - target).square().mean(1).sum(), rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("kind", ["tanh", "tanh_gaussian"])
 def test_a_saved_policy_acts_as_before(tmp_path, kind):
     network = TrunkSettings(hidden_sizes=[8, 8], activation="relu", layer_norm=True)

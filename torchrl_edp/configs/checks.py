@@ -149,9 +149,8 @@ def _check_candidates(cfg: ExperimentSettings) -> None:
 
 def _check_return_steps(cfg: FeedForwardSettings) -> None:
     """Refuse several steps where they would be ignored."""
-    reasons = {"iql": "torchrl.objectives.IQLLoss takes every target to be one step away", "bc": "it has no returns"}
-    if cfg.data.return_steps != 1 and cfg.algorithm in reasons:
-        reason = f"with algorithm={cfg.algorithm}, as {reasons[cfg.algorithm]}"
+    if cfg.data.return_steps != 1 and cfg.algorithm == "bc":
+        reason = "with algorithm=bc, as it has no returns"
         raise ValueError(f"data.return_steps must be 1 {reason}; got {cfg.data.return_steps}.")
 
 

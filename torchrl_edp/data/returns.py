@@ -22,7 +22,9 @@ def multi_step(transitions: TensorDictBase, steps: int, gamma: float) -> TensorD
     of the first step, and bootstraps from terminal states.
 
     Losses read n from ``steps_to_next_obs`` with the value estimator TD0. TD1 and TDLambda, which go from row to row,
-    and ``torchrl.objectives.IQLLoss`` would give wrong targets without a word. Rules of rewards come before.
+    would give wrong targets without a word, and so would ``torchrl.objectives.IQLLoss``, which hides all but ``next``
+    from its estimator: ``loss.value_estimator.set_keys(steps_to_next_obs=("next", "steps_to_next_obs"))`` shows it n.
+    Rules of rewards come before.
 
     Args:
         transitions: TensorDict ``[N]`` in time order, episode after episode, as in :class:`OfflineDataset`.
@@ -30,7 +32,8 @@ def multi_step(transitions: TensorDictBase, steps: int, gamma: float) -> TensorD
         gamma: discount in [0, 1], that of the loss.
 
     Returns:
-        A TensorDict ``[N]`` with other entries in ``next``, and ``steps_to_next_obs [N, 1]``, integers in 1..n.
+        A TensorDict ``[N]`` with other entries in ``next``, and ``steps_to_next_obs [N, 1]``, integers in 1..n, at the
+        root and in ``next``.
 
     Raises:
         DatasetError: where ``steps`` or ``gamma`` is out of range, keys are missing, the batch size is not ``[N]``, or
@@ -65,5 +68,5 @@ def multi_step(transitions: TensorDictBase, steps: int, gamma: float) -> TensorD
         total += gamma**k * torch.where(goes_on.unsqueeze(-1), reward[last], 0.0)
     after = transitions["next"][last]
     after["reward"] = total.to(transitions["next", "reward"].dtype)
-    counts = (last - first + 1).unsqueeze(-1)
+    counts = after["steps_to_next_obs"] = (last - first + 1).unsqueeze(-1)
     return transitions.clone(recurse=False).set("next", after).set("steps_to_next_obs", counts)

@@ -67,6 +67,8 @@ def build_feed_forward_loss(cfg: FeedForwardSettings, observation_size: int, act
         # Once more, for an average: TorchRL's own has none.
         loss.convert_to_functional(actor, "actor_network", create_target_params=True)
     loss.make_value_estimator(gamma=gamma)
+    if cfg.algorithm == "iql":  # it passes on nothing but "next", where multi_step leaves the number too
+        loss.value_estimator.set_keys(steps_to_next_obs=("next", "steps_to_next_obs"))
     return loss
 
 
