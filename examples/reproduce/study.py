@@ -152,7 +152,7 @@ def other_data(cells: Mapping[tuple[str, str], Sequence[Run]], ledger: Ledger) -
 
 def settings_note(overrides: Sequence[str]) -> list[str]:
     """A sentence about the settings that the command line gave to all runs, if there were any."""
-    return [f"All runs with `{' '.join(overrides)}`."] if overrides else []
+    return [f"Settings given to all runs: `{' '.join(overrides)}`."] if overrides else []
 
 
 def average(case: str, dataset: str, found: Sequence[Mapping[str, Any]]) -> Row:

@@ -93,8 +93,11 @@ def test_sums_are_not_summed_again_and_rules_come_before():
     ahead = multi_step(transitions([1.0, 2.0], [0, 1], [0, 0]), 2, 0.9)
     with pytest.raises(DatasetError, match="transitions: expected one step a row, got steps_to_next_obs"):
         multi_step(ahead, 2, 0.9)
-    with pytest.raises(DatasetError, match="Apply the rule before multi_step"):
-        apply_reward_rule("antmaze_iql", ahead)
+    for key in ("steps_to_next_obs", ("next", "steps_to_next_obs")):
+        with pytest.raises(DatasetError, match="Begin with the transitions as recorded"):
+            multi_step(ahead.exclude(key), 2, 0.9)
+        with pytest.raises(DatasetError, match="Apply the rule before multi_step"):
+            apply_reward_rule("antmaze_iql", ahead.exclude(key))
     with pytest.raises(DatasetError, match=r"expected batch size \[N\], got \[1, 2\]"):
         multi_step(transitions([1.0, 2.0], [0, 1], [0, 0])[None], 2, 0.9)
 

@@ -47,5 +47,5 @@ def test_figure_of_two_seeds(tmp_path, monkeypatch):
     text = (tmp_path / "fig3.md").read_text()
     assert f"| {DATASET} | 2 | 25.0 | 40.0 | 15.0 |" in text
     assert "| local/hopper/expert-v0 | 0 | – | – | – |" in text
-    assert text.endswith("\n\nAll runs with `network.hidden_sizes=[8] logger.eval_iter=10`.\n")
+    assert text.endswith("\n\nSettings given to all runs: `network.hidden_sizes=[8] logger.eval_iter=10`.\n")
     assert (tmp_path / "fig3.png").stat().st_size > 10_000

@@ -1,5 +1,6 @@
 """Acting settings change the policy as they say; what is evaluated once is not evaluated again."""
 
+import argparse
 import csv
 import json
 import shutil
@@ -202,6 +203,11 @@ def test_nothing_is_evaluated_twice(saved, dataset, tmp_path, monkeypatch, capsy
         assert len(scores) == 2
         assert float(row["score"]) == pytest.approx(scores.mean().item(), abs=0.01)
         assert float(row["deviation"]) == pytest.approx(scores.std(correction=0).item(), abs=0.01)
+    out = tmp_path / "out"
+    args = argparse.Namespace(policies=None, overrides=["data.return_steps=1"], episodes=2, output=out)
+    SMALL.write([saved], Ledger(out / "small.csv", COLUMNS), args)
+    assert capsys.readouterr().out.endswith("\n\nSettings given to all runs: `data.return_steps=1`.\n")
+    sweep_main(out, saved, make_policy(tmp_path / "other", seed=1))
     means = [(float(a["score"]) + float(b["score"])) / 2 for a, b in zip(rows[:3], rows[3:], strict=True)]
     line = (tmp_path / "out" / "small.md").read_text().splitlines()[-1]
     assert [float(cell.split(" ± ")[0]) for cell in line.split(" | ")[1:]] == pytest.approx(means, abs=0.06)

@@ -82,7 +82,7 @@ def test_table_has_the_cut_case_and_says_how_far_it_came(tmp_path, monkeypatch, 
     assert "| local/hopper/medium-v0 | 40.0 ± 0.0 (2) | 40.0 ± 0.0 (2) | 20.0 ± 0.0 (2) |" in text
     assert "| local/hopper/expert-v0 | – | – | – |" in text
     assert "Of 40 updates, Diffusion-QL made in EDP's training time: 20 on local/hopper/medium-v0." in text
-    assert text.endswith(f"\n\nAll runs with `{' '.join(TINY[1:])}`.\n")
+    assert text.endswith(f"\n\nSettings given to all runs: `{' '.join(TINY[1:])}`.\n")
     assert text.strip() == capsys.readouterr().out.strip()
     assert (tmp_path / "table1.png").stat().st_size > 10_000
 

@@ -32,6 +32,12 @@ def require_keys(transitions: TensorDictBase, keys: Sequence[NestedKey]) -> None
         raise problem("transitions", f"the keys {list(keys)}", f"none of {missing}", remedy)
 
 
+def require_single_steps(transitions: TensorDictBase, remedy: str) -> None:
+    """No row of ``transitions`` looks several steps ahead."""
+    if {"steps_to_next_obs", ("next", "steps_to_next_obs")} & set(transitions.keys(True)):
+        raise problem("transitions", "one step a row", "steps_to_next_obs", remedy)
+
+
 def _to_floats(field: str, value: Any, kinds: str = "fiu") -> np.ndarray:
     """``value`` as a float32 array of any rank; ``kinds`` are NumPy's letters of the types to accept."""
     try:

@@ -7,7 +7,7 @@ from numbers import Integral
 import torch
 from tensordict import TensorDictBase
 
-from torchrl_edp.data.checks import problem, require_keys
+from torchrl_edp.data.checks import problem, require_keys, require_single_steps
 
 _KEYS = ("reward", "done", "terminated", "observation")
 
@@ -57,8 +57,7 @@ def multi_step(transitions: TensorDictBase, steps: int, gamma: float) -> TensorD
     require_keys(transitions, tuple(("next", key) for key in _KEYS))
     if transitions.ndim != 1:
         raise problem("transitions", "batch size [N]", str(list(transitions.shape)), "Flatten, episode after episode.")
-    if "steps_to_next_obs" in transitions.keys():
-        raise problem("transitions", "one step a row", "steps_to_next_obs", "Begin with the transitions as recorded.")
+    require_single_steps(transitions, "Begin with the transitions as recorded.")
     reward, done = transitions["next", "reward"].double(), transitions["next", "done"].flatten()
     first = torch.arange(len(transitions), device=reward.device)
     total, last = reward.clone(), first.clone()
@@ -68,5 +67,6 @@ def multi_step(transitions: TensorDictBase, steps: int, gamma: float) -> TensorD
         total += gamma**k * torch.where(goes_on.unsqueeze(-1), reward[last], 0.0)
     after = transitions["next"][last]
     after["reward"] = total.to(transitions["next", "reward"].dtype)
-    counts = after["steps_to_next_obs"] = (last - first + 1).unsqueeze(-1)
-    return transitions.clone(recurse=False).set("next", after).set("steps_to_next_obs", counts)
+    after["steps_to_next_obs"] = (last - first + 1).unsqueeze(-1)
+    ahead = transitions.clone(recurse=False).set("next", after)
+    return ahead.set("steps_to_next_obs", after["steps_to_next_obs"].clone())

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_edp.data.checks import problem, require_keys
+from torchrl_edp.data.checks import problem, require_keys, require_single_steps
 from torchrl_edp.data.dataset import OfflineDataset
 
 Data = TypeVar("Data", OfflineDataset, TensorDictBase)
@@ -74,8 +74,7 @@ def apply_reward_rule(name: str, data: Data) -> Data:
     if isinstance(data, OfflineDataset):
         return replace(data, transitions=apply_reward_rule(name, data.transitions))
     require_keys(data, (("next", "reward"), ("next", "done")))
-    if "steps_to_next_obs" in data.keys():
-        raise problem("transitions", "one step a row", "steps_to_next_obs", "Apply the rule before multi_step.")
+    require_single_steps(data, "Apply the rule before multi_step.")
     if not data["next", "reward"].numel():
         raise problem("transitions", "at least one", "none", "Check the filter before this call.")
     reward = REWARD_RULES[name](data["next", "reward"], data["next", "done"])
