@@ -6,7 +6,17 @@ import pytest
 import torch
 from diffusion_helpers import SIZE, noise_model
 
-from torchrl_edp.diffusion import SOLVERS, NoiseSchedule, ddim, ddpm, dpm_solver, dpm_solver_pp, plan_orders, solvers
+from torchrl_edp.diffusion import (
+    SOLVERS,
+    NoiseSchedule,
+    ddim,
+    ddpm,
+    dpm_solver,
+    dpm_solver_pp,
+    model_steps,
+    plan_orders,
+    solvers,
+)
 
 CASES = [
     ("ddpm", {}),
@@ -42,6 +52,7 @@ def test_the_number_of_calls(name, options, calls):
     result = run(name, options, model, calls=calls)
     assert result.shape == (4, SIZE) and result.dtype == torch.float64 and result.isfinite().all()
     assert len(seen) == (50 if name == "ddpm" else calls)
+    assert seen == model_steps(name, NoiseSchedule(50), num_calls=len(seen), **options)
     assert seen[0] == 49 and all(isinstance(step, float) for step in seen)
     assert seen == sorted(seen, reverse=True) and seen[-1] > -1e-9, "steps fall from K - 1 to 0 at the least"
 

@@ -265,6 +265,13 @@ def test_gradients_reach_every_weight_through_the_chain(solver):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in actor.parameters())
 
 
+def test_the_steps_are_embedded_together():
+    actor, rows = make_actor(num_calls=4), []
+    actor.module.noise_network.embedding.register_forward_hook(lambda _, inputs, output: rows.append(len(output)))
+    actor(make_data(5))
+    assert rows == [4]
+
+
 def test_compiled_in_one_graph():
     actor = make_actor(make_network(4), num_calls=2)
     compiled = torch.compile(actor, fullgraph=True, backend="aot_eager")
@@ -275,6 +282,19 @@ def test_compiled_in_one_graph():
         torch.testing.assert_close(action, actor(data.clone())["action"], rtol=1e-4, atol=1e-5)
     fresh = make_data(5)
     assert not torch.equal(compiled(fresh.clone())["action"], compiled(fresh.clone())["action"]), "it samples"
+
+
+@pytest.mark.parametrize(
+    ("solver", "calls", "options"), [("ddim", 2, {"eta": 0.5}), ("ddpm", None, {}), ("dpm_solver_pp", 2, {})]
+)
+def test_other_solvers_compiled_in_one_graph(solver, calls, options):
+    schedule = NoiseSchedule(5, "vp")
+    actor = make_actor(make_network(4), schedule=schedule, solver=solver, num_calls=calls, solver_kwargs=options)
+    actions = []
+    for policy in (actor, torch.compile(actor, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        actions.append(policy(TensorDict({"observation": torch.ones(5, OBSERVATION)}, [5]))["action"])
+    torch.testing.assert_close(*actions, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

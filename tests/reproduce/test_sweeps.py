@@ -118,8 +118,8 @@ def test_solver_makes_as_many_calls_as_said(saved, variant, calls):
     network, counted = policy.policy.actor_network.module.noise_network, Counter()
     condition = network.condition
 
-    def counting(observation):
-        predict = condition(observation)
+    def counting(observation, steps):
+        predict = condition(observation, steps)
         return lambda *inputs: counted.update(calls=1) or predict(*inputs)
 
     network.condition = counting

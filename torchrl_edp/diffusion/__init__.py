@@ -4,7 +4,7 @@ from torchrl_edp.diffusion.checks import check_interval, check_solver
 from torchrl_edp.diffusion.partial import ddim_from_step
 from torchrl_edp.diffusion.process import Bounds, add_noise, approximate_action, clip, posterior
 from torchrl_edp.diffusion.schedule import NoiseSchedule
-from torchrl_edp.diffusion.solvers import SOLVERS, ddim, ddpm, dpm_solver, dpm_solver_pp, plan_orders
+from torchrl_edp.diffusion.solvers import SOLVERS, ddim, ddpm, dpm_solver, dpm_solver_pp, model_steps, plan_orders
 
 __all__ = [
     "SOLVERS",
@@ -20,6 +20,7 @@ __all__ = [
     "ddpm",
     "dpm_solver",
     "dpm_solver_pp",
+    "model_steps",
     "plan_orders",
     "posterior",
 ]

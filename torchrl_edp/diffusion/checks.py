@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 from torchrl_edp.diffusion.schedule import NoiseSchedule
-from torchrl_edp.diffusion.solvers import SOLVERS
+from torchrl_edp.diffusion.solvers import SOLVERS, model_steps
 
 _COMMON = ("num_calls", "bounds", "initial_noise_scale", "policy_scale")
 
@@ -40,7 +38,7 @@ def check_interval(name: str, value: Any, interval: str) -> None:
 def check_solver(name: str, schedule: NoiseSchedule, **options: Any) -> None:
     """Refuse a solver that does not exist, options it does not have, and combinations it cannot run.
 
-    The solver itself decides: it runs once on plain floats, with a model that predicts no noise.
+    The solver itself decides: it runs once on plain floats.
 
     Args:
         name: one of ``torchrl_edp.diffusion.SOLVERS``.
@@ -65,21 +63,15 @@ def check_solver(name: str, schedule: NoiseSchedule, **options: Any) -> None:
             own = [choice for choice in known if choice not in _COMMON]
             raise ValueError(f"Solver {name!r} has no option {option!r}: choose from {own}.")
     calls = options.get("num_calls")
-
-    def model(action: float, step: float) -> float:
-        if step < -1e-6:
-            raise ValueError(
-                f"With num_calls={calls} {name} asks for the noise at diffusion step {step:.3g}, below the first one, "
-                f"0: choose num_calls of at most K = {schedule.num_steps}, or end_time of at least 1 / K."
-            )
-        return 0.0
-
-    solve: Callable[..., Any] = SOLVERS[name]
-    draws: dict[str, Any] = {"step_noise": defaultdict(float)} if "step_noise" in known else {}
     try:
-        solve(model, 0.0, schedule, **options | draws | {"bounds": None})
+        lowest = min(model_steps(name, schedule, **options))
     except TypeError as error:
         raise ValueError(f"Solver {name!r} cannot take the options {options}: {error}.") from error
+    if lowest < -1e-6:
+        raise ValueError(
+            f"With num_calls={calls} {name} asks for the noise at diffusion step {lowest:.3g}, below the first one, 0: "
+            f"choose num_calls of at most K = {schedule.num_steps}, or end_time of at least 1 / K."
+        )
     if calls is not None and options.get("order", 1) > calls:
         raise ValueError(
             f"A step of order {options['order']} takes as many calls, but num_calls is {calls}: choose an order of at "

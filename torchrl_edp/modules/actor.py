@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torchrl.data import Bounded, Composite, TensorSpec
 from torchrl.modules import SafeModule
 
-from torchrl_edp.diffusion import SOLVERS, Bounds, NoiseSchedule, add_noise, check_interval, check_solver, clip
+from torchrl_edp.diffusion import (
+    SOLVERS,
+    Bounds,
+    NoiseSchedule,
+    add_noise,
+    check_interval,
+    check_solver,
+    clip,
+    model_steps,
+)
 from torchrl_edp.diffusion.process import check_bounds
 
 Prediction = Literal["noise", "velocity"]
@@ -112,9 +121,11 @@ class DiffusionSampler(nn.Module):
         """Solve from ``initial_noise`` [*B, A] to actions [*B, A], given [*B, O]; options override the solver's.
 
         ``network`` is called in place of the noise network: with other parameters, or with checkpointing. A noise
-        network that has ``condition`` (as :class:`~torchrl_edp.modules.NoisePredictionMLP`) is called through it.
+        network that has ``condition(observation, steps)`` (as :class:`~torchrl_edp.modules.NoisePredictionMLP`) is
+        called through it.
         """
-        predict = self._conditioned(observation, network)
+        options = self._options(**kwargs)
+        predict = self._conditioned(observation, network, options)
 
         def model(noisy_action: Tensor, step: float) -> Tensor:
             output = predict(noisy_action, step)
@@ -123,7 +134,6 @@ class DiffusionSampler(nn.Module):
             time = (step + 1) / self.schedule.num_steps
             return self.schedule.alpha(time) * output + self.schedule.sigma(time) * noisy_action
 
-        options = self._options(**kwargs)
         action = SOLVERS[self.solver](model, initial_noise, self.schedule, **options)
         bounds: Bounds | None = options["bounds"]
         return action if bounds is None else clip(action, bounds)
@@ -137,10 +147,13 @@ class DiffusionSampler(nn.Module):
         options: dict[str, Any] = {"initial_noise_scale": self.initial_noise_scale, "policy_scale": self.policy_scale}
         return options | {"num_calls": self.num_calls, "bounds": self.bounds} | self.solver_kwargs | kwargs
 
-    def _conditioned(self, observation: Tensor, network: Network | None) -> Callable[[Tensor, float], Tensor]:
+    def _conditioned(
+        self, observation: Tensor, network: Network | None, options: dict[str, Any]
+    ) -> Callable[[Tensor, float], Tensor]:
         """The network's output as a function of noisy action and step, one for all rows."""
         if network is None and hasattr(self.noise_network, "condition"):
-            return self.noise_network.condition(observation)  # type: ignore[operator]
+            steps = model_steps(self.solver, self.schedule, **options)
+            return self.noise_network.condition(observation, steps)  # type: ignore[operator]
         called = self.noise_network if network is None else network
 
         def predict(noisy_action: Tensor, step: float) -> Tensor:

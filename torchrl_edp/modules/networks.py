@@ -130,11 +130,12 @@ class NoisePredictionMLP(nn.Module):
         """Predict the noise [*B, A] in ``noisy_action`` [*B, A] at ``diffusion_step`` [*B], given [*B, O]."""
         return self.net(torch.cat([noisy_action, self.embedding(diffusion_step), observation], -1))
 
-    def condition(self, observation: Tensor) -> Callable[[Tensor, float], Tensor]:
-        """The network at a fixed ``observation`` [*B, O]: a function of noisy action [*B, A] and one step for all.
+    def condition(self, observation: Tensor, steps: Sequence[float]) -> Callable[[Tensor, float], Tensor]:
+        """The network at a fixed ``observation`` [*B, O]: a function of noisy action [*B, A] and one of ``steps``.
 
-        A solver's calls differ in action and step only, so that the observation's share of the first layer is computed
-        once here, and the step's for one row. A subclass with a ``forward`` of its own is called as it is.
+        A solver's calls differ in action and step only, and its steps are known before. So the shares that observation
+        and steps have in the first layer are computed once, here. A subclass with a ``forward`` of its own is called
+        as it is.
         """
         if type(self).forward is not NoisePredictionMLP.forward:
             return lambda action, step: self(action, _steps(step, action, action.shape[:-1]), observation)
@@ -144,10 +145,11 @@ class NoisePredictionMLP(nn.Module):
         if observation.ndim > 1 and observation.stride(0) == 0:  # candidates of the same observation
             observation = observation[:1]
         share = F.linear(observation, by_observation, first.bias)
+        embedded = self.embedding(torch.cat([_steps(step, observation, (1,)) for step in steps]))
+        biases = dict(zip(steps, F.linear(embedded, by_step).unbind(), strict=True))
 
         def predict(noisy_action: Tensor, diffusion_step: float) -> Tensor:
-            step = self.embedding(_steps(diffusion_step, noisy_action, (1,)))
-            features = F.linear(noisy_action, by_action) + (share + F.linear(step, by_step)[0])
+            features = F.linear(noisy_action, by_action, biases[diffusion_step]) + share
             for layer in rest:
                 features = layer(features)
             return features
