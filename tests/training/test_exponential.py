@@ -37,16 +37,12 @@ def test_the_polynomial_is_the_exponential():
     assert bounded_exp(torch.tensor(torch.nan)).isnan()
 
 
-def test_mish_and_its_gradient_are_the_same_after_the_pass():
-    x = torch.linspace(-100, 30, 4001, requires_grad=True)
-    module, counts = inlined(mish_and_slope, x)
-    assert counts[0] > 0 and counts[1] == 0
-    exact = torch.nn.functional.mish(wide := x.detach().double().requires_grad_())
-    (slope,) = torch.autograd.grad(exact.sum(), wide)
-    for got, expected in zip(module(x), (exact, slope), strict=True):
-        torch.testing.assert_close(got.double()[x < 3], expected.detach()[x < 3], rtol=5e-7, atol=5e-7)
-        # Autograd's form of the slope cancels where Mish has become x, with and without the pass.
-        torch.testing.assert_close(got.double(), expected.detach(), rtol=5e-7, atol=1e-5)
+def test_mish_is_the_same_after_the_pass():
+    x = torch.linspace(-100, 30, 4001)
+    module, counts = inlined(fast_mish, x)
+    assert counts == (1, 0)
+    exact = torch.nn.functional.mish(x.double())
+    torch.testing.assert_close(module(x).double(), exact, rtol=5e-7, atol=5e-7)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +55,9 @@ def test_mish_and_its_gradient_are_the_same_after_the_pass():
         (lambda x: x.clamp(min=-3).exp(), torch.float32),
         (lambda x: x.clamp(-3, 3).exp(), torch.float64),
         (lambda x: x.clamp(-3, 3).exp(), torch.float16),
+        (lambda x: (e := x.clamp(-3, 3).exp()) * (e + 2) * e, torch.float32),
     ],
-    ids=["unbounded", "too large", "too small", "above only", "below only", "double precision", "half precision"],
+    ids=["unbounded", "too large", "too small", "above only", "below only", "double", "half precision", "used again"],
 )
 def test_other_exponentials_are_left_alone(function, dtype):
     _, counts = inlined(function, torch.randn(5, dtype=dtype))
@@ -77,7 +74,8 @@ def test_any_exponential_of_a_clamp_to_its_range_will_do():
 
 
 @pytest.mark.slow
-def test_the_options_of_a_compiled_update_leave_no_exponential_in_mish():
+@pytest.mark.parametrize(("function", "left"), [(fast_mish, 0), (mish_and_slope, 1)])
+def test_a_compiled_update_keeps_the_exponential_that_gradients_read(function, left):
     counts = []
 
     class Count(InlineExp):
@@ -89,11 +87,8 @@ def test_the_options_of_a_compiled_update_leave_no_exponential_in_mish():
 
     passes = state._CPU_OPTIONS["post_grad_custom_post_pass"]
     options = state._CPU_OPTIONS | {"post_grad_custom_post_pass": [Count(), *passes, Count()]}
-    x = torch.linspace(-100, 30, 4001, requires_grad=True)
-    compiled = torch.compile(fast_mish, fullgraph=True, dynamic=False, options=options)
-    y = compiled(x)
-    (slope,) = torch.autograd.grad(y.sum(), x)
-    expected, expected_slope = mish_and_slope(x)
-    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(slope, expected_slope, rtol=1e-5, atol=1e-5)
-    assert sum(counts[::2]) > 0 and not any(counts[1::2])
+    x = torch.linspace(-100, 30, 4001, requires_grad=function is mish_and_slope)
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        result = torch.compile(function, fullgraph=True, dynamic=False, options=options)(x)
+    torch.testing.assert_close(result, function(x), rtol=1e-5, atol=1e-5)
+    assert counts == [1, left]
