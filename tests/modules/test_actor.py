@@ -273,6 +273,7 @@ def test_the_steps_are_embedded_together():
 
 
 def test_compiled_in_one_graph():
+    torch.compiler.reset()  # every actor compiles the same code again, of which dynamo keeps eight versions
     actor = make_actor(make_network(4), num_calls=2)
     compiled = torch.compile(actor, fullgraph=True, backend="aot_eager")
     for calls in (2, 1):
@@ -288,6 +289,7 @@ def test_compiled_in_one_graph():
     ("solver", "calls", "options"), [("ddim", 2, {"eta": 0.5}), ("ddpm", None, {}), ("dpm_solver_pp", 2, {})]
 )
 def test_other_solvers_compiled_in_one_graph(solver, calls, options):
+    torch.compiler.reset()  # every actor compiles the same code again, of which dynamo keeps eight versions
     schedule = NoiseSchedule(5, "vp")
     actor = make_actor(make_network(4), schedule=schedule, solver=solver, num_calls=calls, solver_kwargs=options)
     actions = []

@@ -250,6 +250,7 @@ def test_bad_arguments_are_refused(options, message):
 @pytest.mark.parametrize("critics", [1, 2])
 @pytest.mark.filterwarnings("ignore:Using lock_.. inside a compiled graph:UserWarning")  # tensordict, from vmap
 def test_compiled_in_one_graph(critics):
+    torch.compiler.reset()  # every actor compiles the same code again, of which dynamo keeps eight versions
     actor = make_actor(num_calls=1, solver="ddim")
     networks = [
         ValueOperator(QValueNetwork(OBSERVATION, ACTION, hidden_sizes=(8,)), in_keys=["observation", "action"])
