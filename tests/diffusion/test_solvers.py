@@ -57,6 +57,15 @@ def test_the_number_of_calls(name, options, calls):
     assert seen == sorted(seen, reverse=True) and seen[-1] > -1e-9, "steps fall from K - 1 to 0 at the least"
 
 
+def test_the_steps_of_a_solver_of_ones_own_that_draws(monkeypatch):
+    def own(model, noise, schedule, *, num_calls=2, step_noise=None, **options):
+        drawn = torch.randn_like(noise) if step_noise is None else step_noise[0]
+        return model(noise + drawn, 3.0)
+
+    monkeypatch.setitem(SOLVERS, "own", own)
+    assert model_steps("own", NoiseSchedule(50)) == [3.0]
+
+
 def test_ddpm_visits_every_step():
     seen = []
     run("ddpm", {}, lambda x, step: seen.append(step) or noise_model(x, step))

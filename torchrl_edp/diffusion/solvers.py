@@ -239,8 +239,8 @@ def model_steps(name: str, schedule: NoiseSchedule, **options: Any) -> list[floa
         steps.append(step)
         return 0.0
 
-    solve: Callable[..., Any] = SOLVERS[name]
-    draws: dict[str, Any] = {"step_noise": defaultdict(float)} if solve in (ddpm, ddim) else {}
+    solve: Any = SOLVERS[name]
+    draws: dict[str, Any] = {"step_noise": defaultdict(float)} if "step_noise" in solve.__kwdefaults__ else {}
     solve(model, 0.0, schedule, **options | draws | {"bounds": None})
     return steps
 
