@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 
 import gymnasium
 import minari
@@ -59,6 +61,28 @@ def test_reproducible_from_the_seed_and_cached(minari_root, behavior_dir, monkey
     other = make(behavior_dir=behavior_dir, seed=1)
     assert other.fingerprint() != first and other.dataset_id == "local/count/medium-n300-s1-v0"
     assert load_minari("local/count/medium-n300-s0-v0").fingerprint() == first
+
+
+DIGEST = """
+import hashlib
+from torchrl_edp.data import load_behavior
+from torchrl_edp.data.collect import collect_episodes
+digest = hashlib.sha256()
+for episode in collect_episodes(load_behavior("hopper", "medium"), 3000, [0]):
+    for array in episode.observations:
+        digest.update(array.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_the_same_on_machines_that_round_otherwise():
+    """A policy in float32 made four sets of four processors: the simulation amplifies the last bit."""
+    digests = set()
+    for setting in ({"OMP_NUM_THREADS": "1"}, {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}):
+        command = [sys.executable, "-c", DIGEST]
+        done = subprocess.run(command, env=os.environ | setting, capture_output=True, text=True, check=True)
+        digests.add(done.stdout)
+    assert len(digests) == 1
 
 
 def test_medium_expert_is_both_one_after_the_other(minari_root, behavior_dir):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +38,12 @@ def collect_episodes(policy: BehaviorPolicy, num_steps: int, seed: list[int], ba
     Without bias towards short or long episodes: whether another episode starts depends on the past alone,
     every episode that starts is finished and kept, so that each kept one is a fresh draw (Wald). Keeping
     those that *end* first would favour short ones; cutting at ``num_steps`` would leave an episode half.
+
+    The same on every machine: processors and numbers of threads round float32 products in ways of their own, and the
+    simulation makes another episode of the last bit. So the policy computes in float64, whose differences are gone once
+    its actions are rounded to float32.
     """
+    policy = deepcopy(policy).double()
     count = min(NUM_ENVS, num_steps)
     envs = _make_envs(policy, count)
     *env_seeds, policy_seed = np.random.SeedSequence(seed).generate_state(count + 1).tolist()
@@ -59,8 +65,8 @@ def collect_episodes(policy: BehaviorPolicy, num_steps: int, seed: list[int], ba
             episodes.append(running[slot])
         if not running:
             break
-        latest = torch.from_numpy(np.stack([e.observations[-1] for e in running.values()]))
-        actions = scaler.inverse(policy(latest, generator)).numpy().clip(space.low, space.high)
+        latest = torch.from_numpy(np.stack([e.observations[-1] for e in running.values()])).double()
+        actions = scaler.inverse(policy(latest, generator)).float().numpy().clip(space.low, space.high)
         for (slot, episode), action in zip(list(running.items()), actions, strict=True):
             observation, reward, episode.terminated, truncated, _ = envs[slot].step(action)
             episode.add(np.asarray(observation, np.float32), action, reward)

@@ -54,10 +54,10 @@ def make_local_dataset(
 ) -> OfflineDataset:
     """A local counterpart of a public data set, made once and then loaded from Minari's folder.
 
-    Sampled actions, whole episodes with their true last observations, reproducible from the seed. Sizes and
-    seeds other than the defaults get ids of their own (``local/hopper/medium-n5000-s1-v0``), so that they
-    never overwrite each other. The set appears under its id only once it is complete; an interrupted make
-    leaves nothing.
+    Sampled actions, whole episodes with their true last observations; the same seed gives the same bytes on every
+    machine (of one processor family: beyond, sine and cosine may differ in the last bit). Sizes and seeds other than
+    the defaults get ids of their own (``local/hopper/medium-n5000-s1-v0``), so that they never overwrite each other.
+    The set appears under its id only once it is complete; an interrupted make leaves nothing.
 
     Args:
         dataset_id: e.g. ``"local/hopper/medium-expert-v0"``; :func:`list_local_counterparts` names all.
@@ -91,6 +91,7 @@ def make_local_dataset(
     recipe = {
         "num_steps": int(num_steps),
         "seed": int(seed),
+        "arithmetic": "float64",
         "policies": {part: policy.fingerprint() for part, policy in policies.items()},
     }
     if (num_steps, seed) != (NUM_STEPS, 0):
@@ -126,7 +127,8 @@ def _is_current(target: Path, recipe: dict[str, Any]) -> bool:
     except (ValueError, AttributeError):  # no metadata, or not what this library writes
         pass
     warnings.warn(
-        f"{target} is damaged or was made by other behaviour policies than today's: making it again.", stacklevel=4
+        f"{target} is damaged, or was made in another way or by other behaviour policies than today's: making it anew.",
+        stacklevel=4,
     )
     return False
 
