@@ -16,7 +16,7 @@ from typing import Any
 import table2
 from runs import Ledger, Run
 from scores import curves, evaluations
-from study import Study, settings_note
+from study import Study, result_path, settings_note
 
 COLUMNS = ("case", "dataset", "updates", "seeds", "rat", "rat_std", "oms", "oms_std")
 LOOKS = {"rat": ("RAT: mean of the last ten", "#0072B2"), "oms": ("OMS: best so far", "#D55E00")}
@@ -50,18 +50,16 @@ class Fig3(Study):
     ) -> None:
         """Write ``fig3.csv``, ``.md`` and ``.png``."""
         lines = {dataset: points(dataset, cells[CASE, dataset], ledger) for dataset in datasets}
-        path = args.output / self.name
-        args.output.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".csv").open("w", newline="") as file:
+        with result_path(args, self.name, ".csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             for rows in lines.values():
                 writer.writerows(rows)
         parts = [f"# {self.title}", f"After {args.updates:,} updates, means over seeds:", table(lines)]
         text = "\n\n".join([*parts, *settings_note(args.overrides)])
-        path.with_suffix(".md").write_text(text + "\n")
+        result_path(args, self.name, ".md").write_text(text + "\n")
         print(text)
-        draw(lines, path.with_suffix(".png"), self.title)
+        draw(lines, result_path(args, self.name, ".png"), self.title)
 
 
 def table(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

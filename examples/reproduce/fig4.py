@@ -9,7 +9,8 @@ noise; ours act by one action at a quarter of it unless told otherwise, and its 
 
 from __future__ import annotations
 
-from sweep import FULL_NOISE, Sweep
+from points import FULL_NOISE
+from sweep import Sweep
 
 SWEEP = Sweep(
     "fig4",

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sweep import PAPER, Acting, Sweep
+from points import PAPER, Acting
+from sweep import Sweep
 
 
 def solver(name: str, acting: Acting, **options: object) -> Callable[[int], Acting]:

@@ -9,7 +9,8 @@ No training: one trained policy per data set draws one action, without selection
 
 from __future__ import annotations
 
-from sweep import FULL_NOISE, Sweep
+from points import FULL_NOISE
+from sweep import Sweep
 
 ONE = {"num_action_samples": 1}
 

@@ -23,7 +23,13 @@ POLL = 2.0  # seconds
 
 
 def train_missing(
-    runs: Sequence[Run], ledger: Ledger, *, launcher: str = "joblib", jobs: int | None = None, threads: int = 1
+    runs: Sequence[Run],
+    ledger: Ledger,
+    *,
+    launcher: str = "joblib",
+    launcher_options: Sequence[str] = (),
+    jobs: int | None = None,
+    threads: int = 1,
 ) -> None:
     """Train those of ``runs`` that ``ledger`` does not know; ones that were stopped go on.
 
@@ -34,6 +40,7 @@ def train_missing(
         ledger: takes each run's results as soon as it is finished.
         launcher: a Hydra launcher: ``joblib`` here, ``basic`` for one after the other, ``submitit_slurm`` or ``ray`` on
             a cluster that shares this folder.
+        launcher_options: the launcher's own settings, as ``timeout_min=600``.
         jobs: runs at a time, of joblib; None for one a core.
         threads: of each run.
 
@@ -54,7 +61,7 @@ def train_missing(
     file.write_text(json.dumps([{"folder": str(run.folder), "command": run.command} for run in missing], indent=1))
     command = [sys.executable, str(Path(__file__).with_name("job.py")), "--multirun", f"hydra/launcher={launcher}"]
     command += [f"jobs={file.as_posix()}", f"index={','.join(map(str, range(len(missing))))}", f"threads={threads}"]
-    command += [f"hydra.sweep.dir={file.parent.as_posix()}"]
+    command += [f"hydra.sweep.dir={file.parent.as_posix()}", *(f"hydra.launcher.{text}" for text in launcher_options)]
     if launcher == "joblib":
         command.append(f"hydra.launcher.n_jobs={jobs or os.cpu_count() or 1}")
     stop = file.with_suffix(".stop")

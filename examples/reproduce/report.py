@@ -96,8 +96,12 @@ def section(part: Part, folder: Path) -> str:
             blocks.append(f"![{part.title}]({part.name}.png)")
         datasets = column(results.with_suffix(".csv"), "dataset")
         blocks += [text for start, text in DIFFERENCES.items() if any(name.startswith(start) for name in datasets)]
-    else:
+    others = sorted(folder.glob(f"{part.name}_*.md"))
+    if not results.exists() and not others:
         blocks.append(f"Nothing is recorded yet: run {command}.")
+    if others:
+        links = [f"[{path.stem.removeprefix(part.name + '_')}]({path.name})" for path in others]
+        blocks.append(f"With other settings: {', '.join(links)}.")
     for table in part.tables:
         scores = printed(table)
         beside = ports(results.with_suffix(".csv"), scores)
@@ -163,8 +167,8 @@ def page(folder: Path) -> str:
         "Efficient Diffusion Policies for Offline Reinforcement Learning (https://arxiv.org/abs/2305.20081), run by "
         f"`examples/reproduce/`. {made}: `runs.csv` has each of them, with its settings and all its evaluations.",
         "RAT is the mean of the last ten evaluations, OMS the best of all. The paper's scores are on D4RL, after "
-        "2,000,000 updates (1,000,000 outside of locomotion), over five seeds. None of ours are on the same data: what "
-        "can be checked is whether its claims hold; below each table is what differs.",
+        "2,000,000 updates (1,000,000 outside of locomotion), over five seeds. Local data are none of its: what can be "
+        "checked there is whether its claims hold; below each table is what differs.",
     ]
     return "\n\n".join([*intro, *(section(part, folder) for part in PARTS)]) + "\n"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,8 @@ from typing import Any
 
 from launch import train_missing
 from runs import Ledger, Run
+
+from torchrl_edp.training.resume import FREE
 
 RESULTS = Path(__file__).parent / "results"
 DATASETS = {
@@ -29,7 +33,8 @@ DATASETS = {
             for body in ("hopper", "halfcheetah", "walker2d")
         ),
         *(f"D4RL/pointmaze/{maze}-v2" for maze in ("umaze", "medium", "large")),
-        *(f"D4RL/antmaze/{maze}-v1" for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse")),
+        *(f"D4RL/antmaze/{maze}-v1" for maze in ("umaze", "umaze-diverse")),
+        *(f"D4RL/antmaze/{size}-{goals}-v1" for size in ("medium", "large") for goals in ("play", "diverse")),
         *(f"D4RL/pen/{source}-v2" for source in ("human", "cloned")),
         *(f"D4RL/kitchen/{tasks}-v2" for tasks in ("complete", "partial", "mixed")),
     ),
@@ -72,7 +77,7 @@ class Study:
         }
         by_seed = [runs[i] for i in range(len(args.seeds)) for runs in cells.values()]
         if args.train:
-            train_missing(by_seed, ledger, launcher=args.launcher, jobs=args.jobs, threads=args.threads)
+            train_missing(by_seed, ledger, **launching(args))
         else:
             ledger.collect(by_seed)
         self.finish(cells, ledger, list(datasets), args)
@@ -98,22 +103,18 @@ class Study:
     def write(
         self, rows: Sequence[Row], datasets: Sequence[str], args: argparse.Namespace, notes: Sequence[str] = ()
     ) -> None:
-        """Write ``<name>.csv``, ``.md`` (with paragraphs of notes) and ``.png``, and print the table."""
-        path, cases = args.output / self.name, list(dict.fromkeys(row.case for row in rows))
-        args.output.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".csv").open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(Row.__dataclass_fields__)
-            writer.writerows([getattr(row, name) for name in Row.__dataclass_fields__] for row in rows)
+        """Write ``.csv``, ``.md`` (with paragraphs of notes) and ``.png``, and print the table."""
+        cases = list(dict.fromkeys(row.case for row in rows))
+        write_rows(rows, result_path(args, self.name, ".csv"))
         tables = [
             f"{score.upper()}, {args.updates:,} updates, mean ± deviation over seeds (how many):\n\n"
             + table(rows, cases, datasets, score)
             for score in ("rat", "oms")
         ]
         text = "\n\n".join([f"# {self.title}", *tables, *notes, *settings_note(args.overrides)])
-        path.with_suffix(".md").write_text(text + "\n")
+        result_path(args, self.name, ".md").write_text(text + "\n")
         print(text)
-        draw(rows, cases, datasets, path.with_suffix(".png"), self.title)
+        draw(rows, cases, datasets, result_path(args, self.name, ".png"), self.title)
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,39 @@ def other_data(cells: Mapping[tuple[str, str], Sequence[Run]], ledger: Ledger) -
     ]
 
 
+def decisive(overrides: Sequence[str]) -> list[str]:
+    """Those settings given to all runs that decide their scores, sorted."""
+    return sorted(text for text in overrides if text.startswith("logger.eval") or not text.startswith(FREE))
+
+
 def settings_note(overrides: Sequence[str]) -> list[str]:
-    """A sentence about the settings that the command line gave to all runs, if there were any."""
-    return [f"Settings given to all runs: `{' '.join(overrides)}`."] if overrides else []
+    """A sentence about the settings that the command line gave to all runs, if any of them decides scores."""
+    found = decisive(overrides)
+    return [f"Settings given to all runs: `{' '.join(found)}`."] if found else []
+
+
+def result_path(args: argparse.Namespace, name: str, suffix: str) -> Path:
+    """Where results go; those of settings given to all runs lie beside a study's own and do not replace them.
+
+    Examples:
+        >>> args = argparse.Namespace(output=Path("results"), overrides=["compile.onednn=true", "data.return_steps=1"])
+        >>> result_path(args, "table2", ".md").name
+        'table2_data.return_steps=1.md'
+    """
+    args.output.mkdir(parents=True, exist_ok=True)
+    given = "_".join(decisive(args.overrides))
+    safe = re.sub(r"[^\w.=-]+", "-", given)
+    if len(safe) > 100:  # file systems allow 255
+        safe = hashlib.sha256(given.encode()).hexdigest()[:12]
+    return args.output / f"{name}{'_' if safe else ''}{safe}{suffix}"
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """Write rows as a CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row.__dataclass_fields__)
+        writer.writerows([getattr(row, name) for name in Row.__dataclass_fields__] for row in rows)
 
 
 def average(case: str, dataset: str, found: Sequence[Mapping[str, Any]]) -> Row:
@@ -238,11 +269,17 @@ def parser(description: str | None, *, updates: int, seeds: Sequence[int]) -> ar
     result.add_argument("--updates", type=int, default=updates)
     result.add_argument("--no-train", dest="train", action="store_false", help="only what is recorded")
     result.add_argument("--launcher", default="joblib", help="a Hydra launcher; joblib and basic run here")
+    result.add_argument("--launcher-options", type=_list(str), default=(), help="of the launcher, as timeout_min=600")
     result.add_argument("--jobs", type=int, help="runs at a time; one a core by default")
     result.add_argument("--threads", type=int, default=1, help="of each run")
     result.add_argument("--output", type=Path, default=RESULTS, help="folder of tables, pictures and runs.csv")
     result.add_argument("overrides", nargs="*", type=_override, help="settings of all runs, as compile.onednn=true")
     return result
+
+
+def launching(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``train_missing`` has to know of the command line."""
+    return {name: getattr(args, name) for name in ("launcher", "launcher_options", "jobs", "threads")}
 
 
 def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -261,6 +298,10 @@ OPTIONS = {"dataset": "--datasets", "seed": "--seeds", "optim.gradient_steps": "
 def _override(text: str) -> str:
     if "=" not in text:
         raise argparse.ArgumentTypeError(f"expected a setting as optim.lr=0.001, got {text!r}; lists go by commas")
+    if text.startswith("hydra."):
+        raise argparse.ArgumentTypeError(
+            f"{text}: a launcher's settings go by --launcher-options, without hydra.launcher"
+        )
     if option := OPTIONS.get(text.split("=", 1)[0]):
         raise argparse.ArgumentTypeError(f"{text}: a study sets this for each of its runs, use {option}")
     return text

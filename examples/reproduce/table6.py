@@ -6,7 +6,7 @@
 The final policies of TD3+BC and EDP-TD3, ``--episodes`` episodes each. A deterministic policy has no candidates to
 choose from: it gets 10, its action plus TD3's exploration noise N(0, 0.1) in units of the action range [-1, 1],
 clipped. The run's averaged critics choose by Alg. 2, as for EDP. EDP with and without selection acts at full initial
-noise, as in the paper, and "low noise" is how its runs act by themselves: one action from a quarter of the noise.
+noise, as in the paper; "low noise" is one action from a quarter of it, as ours act by themselves outside of mazes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from points import COLUMNS, FULL_NOISE, PAPER, POINTS, Acting, Point, SavedPolicy, evaluate, load_acting
 from runs import Ledger, Run
-from study import Row, draw, settings_note, table
-from sweep import COLUMNS, FULL_NOISE, PAPER, Acting, Point, SavedPolicy, evaluate, load_acting, sweep_parser, trained
+from study import Row, draw, result_path, settings_note, table, write_rows
+from sweep import sweep_parser, trained
 from tensordict import TensorDict, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictSequential
 
@@ -36,7 +37,7 @@ CASES: dict[str, tuple[str, Acting]] = {
     "TD3 + EAS": ("TD3 FF", EXPLORATION),
     "EDP": ("TD3 EDP", FULL_NOISE | {"num_action_samples": 1}),
     "EDP + EAS": ("TD3 EDP", PAPER),
-    "EDP, low noise": ("TD3 EDP", {}),
+    "EDP, low noise": ("TD3 EDP", {"initial_noise_scale": 0.25, "num_action_samples": 1}),
 }
 
 
@@ -82,7 +83,7 @@ def main() -> None:
     """Parse the command line, evaluate what is missing, write table and picture."""
     args = sweep_parser(__doc__, seeds=[0, 1, 2]).parse_intermixed_args()
     runs = {algorithm: trained(algorithm, args) for algorithm in ("TD3 EDP", "TD3 FF")}
-    ledger = Ledger(args.output / "table6.csv", COLUMNS)
+    ledger = Ledger(args.output / POINTS, COLUMNS)
     cells: dict[tuple[str, str], list[Point]] = {}
     for case, (algorithm, acting) in CASES.items():
         for run in runs[algorithm]:
@@ -99,9 +100,10 @@ def main() -> None:
         f"The paper: {PAPER_SAYS}",
     ]
     text = "\n\n".join([*parts, *settings_note(args.overrides)])
-    args.output.joinpath("table6.md").write_text(text + "\n")
+    write_rows(rows, result_path(args, "table6", ".csv"))
+    result_path(args, "table6", ".md").write_text(text + "\n")
     print(text)
-    draw(rows, list(CASES), datasets, args.output / "table6.png", TITLE, "normalised score")
+    draw(rows, list(CASES), datasets, result_path(args, "table6", ".png"), TITLE, "normalised score")
 
 
 def summary(case: str, dataset: str, group: Sequence[Point], ledger: Ledger) -> Row:

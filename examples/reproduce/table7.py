@@ -10,15 +10,21 @@ from __future__ import annotations
 
 from study import Study
 
-STEPS = "diffusion.num_steps=100"
-CHAIN = ("loss.guidance_start=noise", "diffusion.solver=ddpm", "diffusion.num_calls=null", "diffusion.solver_kwargs={}")
-
+# Both sample by DDPM from full noise, and guide at all steps alike, as the chain cannot do otherwise.
+SHARED = (
+    "diffusion.num_steps=100",
+    "diffusion.solver=ddpm",
+    "diffusion.num_calls=null",
+    "diffusion.solver_kwargs={}",
+    "diffusion.initial_noise_scale=1",
+    "loss.guidance_weighting=uniform",
+)
 STUDY = Study(
     "table7",
     "EDP-TD3 with and without action approximation, K = 100",
     {
-        "DDPM chain": ("edp_td3", (STEPS, *CHAIN)),
-        "Action approximation": ("edp_td3", (STEPS,)),
+        "DDPM chain": ("edp_td3", (*SHARED, "loss.guidance_start=noise")),
+        "Action approximation": ("edp_td3", SHARED),
     },
     updates=5_000,
     datasets={"local": ("local/walker2d/medium-v0",), "minari": ("mujoco/walker2d/medium-v0",)},

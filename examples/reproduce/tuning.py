@@ -3,8 +3,7 @@
     python examples/reproduce/tuning.py td3        # or crr, iql
 
 The strength of the RL term from the algorithm's own value to what is much, for CRR also EDP's baseline by Eq. 21;
-feed-forward policies also with what EDP's have by default, an average that acts and a decaying learning rate. Table 2
-takes the better average of each side.
+feed-forward policies also with what EDP's have by default, an average that acts and a decaying learning rate.
 """
 
 from __future__ import annotations

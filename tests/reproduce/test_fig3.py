@@ -38,14 +38,15 @@ def test_figure_of_two_seeds(tmp_path, monkeypatch):
     options = ["--no-train", "--updates", "30", "--output", str(tmp_path), "--datasets", datasets]
     monkeypatch.setattr(sys, "argv", ["fig3.py", *options, *extra])
     fig3.STUDY.main("")
-    with (tmp_path / "fig3.csv").open() as file:
+    name = "fig3_logger.eval_iter=10_network.hidden_sizes=-8-"
+    with (tmp_path / f"{name}.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["updates"]) for row in rows] == [10, 20, 30]
     assert [float(row["rat"]) for row in rows] == [15, 20, 25]
     assert [float(row["oms"]) for row in rows] == [15, 25, 40]
     assert float(rows[2]["oms_std"]) == pytest.approx(200**0.5)
-    text = (tmp_path / "fig3.md").read_text()
+    text = (tmp_path / f"{name}.md").read_text()
     assert f"| {DATASET} | 2 | 25.0 | 40.0 | 15.0 |" in text
     assert "| local/hopper/expert-v0 | 0 | – | – | – |" in text
-    assert text.endswith("\n\nSettings given to all runs: `network.hidden_sizes=[8] logger.eval_iter=10`.\n")
-    assert (tmp_path / "fig3.png").stat().st_size > 10_000
+    assert text.endswith("\n\nSettings given to all runs: `logger.eval_iter=10 network.hidden_sizes=[8]`.\n")
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000

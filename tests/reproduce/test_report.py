@@ -91,6 +91,8 @@ def test_page_has_what_is_recorded_in_the_papers_order(tmp_path):
     (tmp_path / "table2.png").write_bytes(b"")
     (tmp_path / "table2.csv").write_text("case,dataset,rat,oms\nTD3 EDP,local/hopper/medium-v0,50,60\n")
     (tmp_path / "fig4.md").write_text("# Another\n\nOur figure 4.\n")
+    for name in ("fig4_policy.x=2", "fig5_a=1_b=2", "fig44"):
+        (tmp_path / f"{name}.md").write_text("# Other settings\n")
     ledger = Ledger(tmp_path / "runs.csv")
     for key, processor in (("a", "2 x A"), ("b", "4 x B")):
         ledger.add(dict.fromkeys(COLUMNS, "1") | {"key": key, "seconds": 5400, "processor": processor})
@@ -99,7 +101,9 @@ def test_page_has_what_is_recorded_in_the_papers_order(tmp_path):
     assert re.findall(r"!\[(.*?)\]\((.*?)\)", page) == [("Table 2", "table2.png")]
     assert "A title" not in page
     assert page.index("Our table 2.") < page.index("`local/*` are not the paper's data") < page.index("Our figure 4.")
-    assert page.count("Nothing is recorded yet") == len(report.PARTS) - 2
+    assert page.count("Nothing is recorded yet") == len(report.PARTS) - 3
+    links = re.findall(r"With other settings: \[(.*?)\]\((.*?)\)\.", page)
+    assert links == [("policy.x=2", "fig4_policy.x=2.md"), ("a=1_b=2", "fig5_a=1_b=2.md")]
     titles = re.findall(r"^## (.*)$", page, re.M)
     assert titles == [part.title for part in report.PARTS]
 

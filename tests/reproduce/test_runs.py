@@ -15,7 +15,7 @@ from pathlib import Path
 import launch
 import pytest
 from runs import COLUMNS, Ledger, Run
-from study import Row, Study, other_data, parser, table
+from study import Row, Study, launching, other_data, parser, result_path, table
 
 from torchrl_edp.training.checkpoint import CheckpointStore
 
@@ -164,6 +164,7 @@ class Launcher:
     """What stands for the launcher's process: it ends when it is told to, or at once."""
 
     def __init__(self, command, **_):
+        self.command = command
         (jobs,) = (word.removeprefix("jobs=") for word in command if word.startswith("jobs="))
         self.stop, self.told, self.waits = Path(jobs).with_suffix(".stop"), [], "waits" in os.environ
         Launcher.last = self
@@ -186,6 +187,19 @@ def launcher(tmp_path, monkeypatch):
 def test_a_launcher_that_does_not_start_is_named(launcher, tmp_path):
     with pytest.raises(SystemExit, match=r"1 of 1 runs did not finish(.|\n)*launcher.log$"):
         launch.train_missing([Run("edp_td3", BASE)], Ledger(tmp_path / "runs.csv"))
+
+
+def test_a_launcher_has_settings_of_its_own(launcher, tmp_path, capsys):
+    args = parser("", updates=1, seeds=(0,)).parse_intermixed_args(
+        ["--launcher", "submitit_slurm", "--launcher-options", "timeout_min=600,partition=cpu", "loss.alpha=1"]
+    )
+    with pytest.raises(SystemExit):
+        launch.train_missing([Run("edp_td3", BASE)], Ledger(tmp_path / "runs.csv"), **launching(args))
+    words = {"hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=600", "hydra.launcher.partition=cpu"}
+    assert words <= set(Launcher.last.command) and args.overrides == ["loss.alpha=1"]
+    with pytest.raises(SystemExit):
+        parser("", updates=1, seeds=(0,)).parse_intermixed_args(["hydra.launcher.timeout_min=600"])
+    assert "hydra.launcher.timeout_min=600: a launcher's settings go by --launcher-options" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("reason", [OSError("disk full"), signal.SIGINT, signal.SIGTERM])
@@ -227,6 +241,20 @@ def test_table_averages_over_data_sets_that_are_all_there():
     assert "| average | **20.0** | – |" in text
 
 
+def test_results_of_other_settings_lie_beside_the_studys_own(tmp_path):
+    def name(*overrides):
+        return result_path(
+            parser("", updates=1, seeds=(0,)).parse_args(["--output", str(tmp_path), *overrides]), "t", ".md"
+        )
+
+    assert name() == name("compile.onednn=true", "logger.progress=false", "checkpoint.keep=3") == tmp_path / "t.md"
+    assert name("data.return_steps=1", "compile.onednn=true").name == "t_data.return_steps=1.md"
+    assert name("b=1", "a={x: 2}") == name("a={x: 2}", "b=1") == tmp_path / "t_a=-x-2-_b=1.md"
+    assert name("logger.eval_iter=5") != name() != name("preset=paper")
+    long = [f"loss.a{i}=1" for i in range(20)]
+    assert len(name(*long).name) < 20 and name(*long) != name(*long[1:])
+
+
 def test_a_list_by_blanks_is_refused(tmp_path):
     result = study(tmp_path, "--seeds", "0", "1", "--no-train")
     assert result.returncode == 2
@@ -251,8 +279,9 @@ def test_table_2_trains_once_and_can_be_made_again(tmp_path):
     assert len(rows) == 6
     assert {row["experiment"] for row in rows} == {"td3_bc", "crr", "iql", "edp_td3", "edp_crr", "edp_iql"}
     assert all(len(row["scores"].split()) == 3 for row in rows)
-    assert "(1)" in (tmp_path / "out" / "table2.md").read_text()
-    assert (tmp_path / "out" / "table2.png").stat().st_size > 10_000
+    given = "data.num_steps=2000_logger.eval_envs=1_logger.eval_iter=4_network.hidden_sizes=-16-"
+    assert "(1)" in (tmp_path / "out" / f"table2_{given}.md").read_text()
+    assert (tmp_path / "out" / f"table2_{given}.png").stat().st_size > 10_000
     again = study(tmp_path, "--seeds", "0", timeout=60)
     assert again.stdout == result.stdout
     assert "runs:" not in again.stderr  # no progress bar: nothing is trained

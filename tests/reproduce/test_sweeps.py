@@ -14,13 +14,14 @@ import fig4
 import fig5
 import fig6
 import fig7
+import points as points_module
 import pytest
-import sweep
 import table6
 import torch
+from points import COLUMNS, POINTS, Point, SavedPolicy, evaluate, load_acting
 from runs import FOLDER, Ledger
 from safetensors.torch import load_file
-from sweep import COLUMNS, Point, SavedPolicy, Sweep, TrainedRuns, evaluate, load_acting, table
+from sweep import Sweep, TrainedRuns, table
 from tensordict import TensorDict
 
 from torchrl_edp.data import ActionScaler, ObservationNormalizer, load_dataset
@@ -146,6 +147,8 @@ def test_key_stands_for_weights_settings_and_episodes(saved, tmp_path):
     assert Point(saved, {"policy_scale": 1.5}, 3).key != key
     assert Point(saved, {}, 3).key != key
     assert Point(saved, {"policy_scale": 2.0}, 4).key != key
+    assert Point(saved, {"policy_scale": 2.0, "initial_noise_scale": 0.25}, 3).key == key  # its own, said
+    assert Point(saved, {"policy_scale": 2.0, "num_action_samples": 1}, 3).key == key
 
 
 def test_mazes_get_more_episodes_unless_told_otherwise(saved, tmp_path):
@@ -187,13 +190,13 @@ def test_nothing_is_evaluated_twice(saved, dataset, tmp_path, monkeypatch, capsy
     sweep_main(tmp_path / "out", saved)
     assert calls == [{"seed": 0}] * 3
     first = capsys.readouterr().out
-    monkeypatch.setattr(sweep, "load_dataset", None)
+    monkeypatch.setattr(points_module, "load_dataset", None)
     sweep_main(tmp_path / "out", saved)
     assert len(calls) == 3
     assert capsys.readouterr().out == first == (tmp_path / "out" / "small.md").read_text()
     monkeypatch.undo()
     sweep_main(tmp_path / "out", saved, make_policy(tmp_path / "other", seed=1))
-    with (tmp_path / "out" / "small.csv").open() as file:
+    with (tmp_path / "out" / POINTS).open() as file:
         rows = list(csv.DictReader(file))
     assert Counter(row["policy"] for row in rows).most_common() == [(rows[0]["policy"], 3), (rows[-1]["policy"], 3)]
     assert len({row["key"] for row in rows}) == 6
@@ -205,12 +208,20 @@ def test_nothing_is_evaluated_twice(saved, dataset, tmp_path, monkeypatch, capsy
         assert float(row["deviation"]) == pytest.approx(scores.std(correction=0).item(), abs=0.01)
     out = tmp_path / "out"
     args = argparse.Namespace(policies=None, overrides=["data.return_steps=1"], episodes=2, output=out)
-    SMALL.write([saved], Ledger(out / "small.csv", COLUMNS), args)
+    before = (out / "small.md").read_text()
+    SMALL.write([saved], Ledger(out / POINTS, COLUMNS), args)
     assert capsys.readouterr().out.endswith("\n\nSettings given to all runs: `data.return_steps=1`.\n")
-    sweep_main(out, saved, make_policy(tmp_path / "other", seed=1))
+    assert {path.suffix for path in out.glob("small_data.return_steps=1.*")} == {".csv", ".md", ".png"}
+    assert (out / "small.md").read_text() == before
     means = [(float(a["score"]) + float(b["score"])) / 2 for a, b in zip(rows[:3], rows[3:], strict=True)]
     line = (tmp_path / "out" / "small.md").read_text().splitlines()[-1]
     assert [float(cell.split(" ± ")[0]) for cell in line.split(" | ")[1:]] == pytest.approx(means, abs=0.06)
+    with (out / "small.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(line["score"]) for line in table] == pytest.approx(means, abs=0.01)
+    assert [(line["variant"], line["episodes"], line[SMALL.axis]) for line in table] == [
+        ("one", "4", value) for value in ("0.0", "0.5", "1.0")
+    ]
 
 
 def test_score_is_that_of_the_evaluator(saved, dataset, tmp_path):
@@ -232,7 +243,7 @@ def test_many_candidates_are_compiled_and_score_the_same(saved, dataset, tmp_pat
     points = [Point(saved, {"num_action_samples": count}, 2) for count in (2, 3)]
     scores = []
     for least in (1_000, 6):
-        monkeypatch.setattr(sweep, "COMPILED_ROWS", least)
+        monkeypatch.setattr(points_module, "COMPILED_ROWS", least)
         ledger = Ledger(tmp_path / f"{least}.csv", COLUMNS)
         evaluate(points, ledger)
         scores.append([float(ledger.rows[point.key]["score"]) for point in points])
@@ -324,7 +335,8 @@ def test_table_6_and_a_figure_share_the_runs_they_train(tmp_path, monkeypatch):
     assert result.returncode == 0, result.stderr
     assert "| data | TD3 | TD3 + EAS | EDP | EDP + EAS | EDP, low noise |" in result.stdout
     assert result.stdout.count("(2)") == 5
-    assert (tmp_path / "out" / "table6.png").stat().st_size > 10_000
+    (picture,) = (tmp_path / "out").glob("table6_data.num_steps=2000_*.png")
+    assert picture.stat().st_size > 10_000
     assert script(tmp_path, "table6.py", "--seeds", "0,1", *TINY).stdout == result.stdout
     figure = script(tmp_path, "fig7.py", "--no-train", *TINY)
     assert figure.returncode == 0, figure.stderr
