@@ -64,7 +64,7 @@ def test_presets_take_data_and_networks_from_the_diffusion_counterpart(name, pre
     found, others = (preset_values(preset, key, dataset) for key in (name, COUNTERPARTS[name]))
     shared = [key for key in others if key.startswith(("data.", "logger.", "replay_buffer.", "optim.gradient_steps"))]
     assert {key: found[key] for key in shared} == {key: others[key] for key in shared}
-    assert preset == "default" or found["data.reward_rule"] == others["data.reward_rule"]
+    assert found.get("data.reward_rule") == others.get("data.reward_rule")
     groups = ("data", "network", "policy", "loss", "optim")
     keys = {f"{group}.{field.name}" for group in groups for field in fields(getattr(cfg, group))}
     free = {"loss.pessimism", "data.num_steps", "optim.device"}  # without effect on the method
@@ -79,9 +79,14 @@ def test_values():
     assert preset_values("paper", "td3_bc", HOPPER)["data.reward_rule"] == "raw"
     assert preset_values("paper", "iql", HOPPER)["data.reward_rule"] == "return_range"
     assert preset_values("reference", "crr", HOPPER)["optim.clip_grad"] == 9.0
-    antmaze = preset_values("paper", "iql", "D4RL/antmaze/umaze-v1")
-    assert (antmaze["loss.temperature"], antmaze["loss.expectile"]) == (10.0, 0.9)
     assert preset_values("default", "iql", HOPPER) == {}
+    for preset in ("default", "paper"):
+        antmaze = preset_values(preset, "iql", "D4RL/antmaze/umaze-v1")
+        assert (antmaze["loss.temperature"], antmaze["loss.expectile"]) == (10.0, 0.9)
+        assert antmaze["data.reward_rule"] == "antmaze_iql"
+        assert preset_values(preset, "td3_bc", "D4RL/antmaze/umaze-v1")["data.reward_rule"] == "antmaze_td3"
+        pen = preset_values(preset, "iql", "D4RL/pen/human-v2")
+        assert (pen["loss.temperature"], pen["data.reward_rule"]) == (0.5, "min_max")
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,12 @@ def lengths(weight, thousands, lr=3e-4):
         ("paper", "edp_crr", "antmaze", {"data.reward_rule": "antmaze_td3"}),
         ("reference", "edp_crr", "kitchen", {"data.reward_rule": "min_max"}),
         ("paper", "edp_td3", "adroit", {"data.reward_rule": "min_max"}),
+        ("default", "edp_iql", "antmaze", {"data.reward_rule": "antmaze_iql", "loss.expectile": 0.9}),
+        ("default", "edp_crr", "antmaze", {"data.reward_rule": "antmaze_td3", "data.return_steps": 1}),
+        ("default", "edp_td3", "kitchen", {"data.reward_rule": "min_max", "loss.expectile": "absent"}),
+        ("default", "edp_iql", "adroit", {"data.reward_rule": "min_max", "loss.expectile": "absent"}),
+        ("default", "edp_iql", "locomotion", {"data.reward_rule": "absent"}),
+        ("default", "edp_iql", "maze", {"data.reward_rule": "absent", "policy.num_action_samples": 10}),
     ],
 )
 def test_values(preset, name, domain, expected):
@@ -86,7 +92,7 @@ def test_critics_that_follow_the_policy_look_several_steps_ahead():
     assert found == {name: 10 if name in several else 1 for name in SCHEMAS}
     for name in SCHEMAS:  # but not in mazes
         assert preset_values("default", name, DATASETS["maze"])["data.return_steps"] == 1
-        assert preset_values("default", name, DATASETS["antmaze"]) == {"data.return_steps": 1}
+        assert preset_values("default", name, DATASETS["antmaze"])["data.return_steps"] == 1
 
 
 @pytest.mark.parametrize(

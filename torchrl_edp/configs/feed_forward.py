@@ -35,7 +35,8 @@ _OF_ALL = {
     "optim.decay": "none",
     "optim.policy_every": 1,
 }
-_IQL_BY_DOMAIN = {
+# Of IQL's paper, https://arxiv.org/abs/2110.06169, where they are not those of locomotion
+IQL_BY_DOMAIN: dict[str, dict[str, Any]] = {
     "antmaze": {"loss.temperature": 10.0, "loss.expectile": 0.9},
     "adroit": {"loss.temperature": 0.5},
     "kitchen": {"loss.temperature": 0.5},
@@ -58,7 +59,7 @@ def feed_forward_values(algorithm: str, domain: str, counterpart: dict[str, Any]
     """
     values = {key: value for key, value in counterpart.items() if key.startswith(_SHARED) and key != _NOT_SHARED}
     values |= {**_OF_ALL, **(_OF_CRITICS if algorithm != "bc" else {}), **_OWN[algorithm]}
-    return values | (_IQL_BY_DOMAIN.get(domain, {}) if algorithm == "iql" else {})
+    return values | (IQL_BY_DOMAIN.get(domain, {}) if algorithm == "iql" else {})
 
 
 def chosen_algorithm(overrides: Sequence[str]) -> str:

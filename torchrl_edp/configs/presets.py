@@ -3,7 +3,8 @@
     python -m torchrl_edp.configs     # all of them side by side, as Markdown
 
 A preset is a set of values for keys of the example scripts' configurations; ``default`` is the configurations' own
-defaults, but for mazes. Where the paper is silent, ``paper`` takes the reference code's value.
+defaults, but for what other domains than locomotion need. Where the paper is silent, ``paper`` takes the reference
+code's value.
 
 Source: App. B of https://arxiv.org/abs/2305.20081 and its reference code, https://github.com/sail-sg/edp.
 """
@@ -18,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from torchrl_edp.configs.experiments import COUNTERPARTS
-from torchrl_edp.configs.feed_forward import feed_forward_values
+from torchrl_edp.configs.feed_forward import IQL_BY_DOMAIN, feed_forward_values
 from torchrl_edp.training.settings import ExperimentSettings
 
 PRESETS = ("default", "paper", "reference", "reference-dpm")
@@ -184,8 +185,8 @@ def preset_values(preset: str, experiment: str, dataset: str) -> dict[str, Any]:
     """The configuration keys a preset sets, with their values.
 
     Args:
-        preset: ``"default"`` (sets what is different in mazes, nothing else), ``"paper"``, ``"reference"`` (the
-            released code's defaults) or ``"reference-dpm"`` (the same with K = 1000 and DPM-Solver).
+        preset: ``"default"`` (sets what is different outside of locomotion, nothing else), ``"paper"``,
+            ``"reference"`` (the released code's defaults) or ``"reference-dpm"`` (K = 1000 and DPM-Solver).
         experiment: ``"edp_iql"``, ``"edp_td3"`` or ``"edp_crr"``.
         dataset: the data set's name; domain and gradient clip follow from it.
 
@@ -200,9 +201,7 @@ def preset_values(preset: str, experiment: str, dataset: str) -> dict[str, Any]:
         raise ValueError(f"preset must be one of {PRESETS}, got {preset!r}.")
     domain = domain_of(dataset)
     if preset == "default":
-        values = _DEFAULT_BY_DOMAIN.get(domain, {})
-        shared = "data." if experiment in COUNTERPARTS else ""
-        return {key: value for key, value in values.items() if key.startswith(shared)}
+        return _default_values(experiment, domain)
     if experiment in COUNTERPARTS:
         return feed_forward_values(experiment, domain, preset_values(preset, COUNTERPARTS[experiment], dataset))
     values = {**_COMMON, "data.reward_rule": _reward_rule(experiment, domain), **_COMMON_BY_LOSS[experiment]}
@@ -248,6 +247,21 @@ def apply_preset(config: DictConfig, experiment: str, overrides: Sequence[str] =
         else:
             OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
     return config
+
+
+def _default_values(experiment: str, domain: str) -> dict[str, Any]:
+    """The domain's reward rule, IQL's own settings there, and what mazes need."""
+    values = dict(_DEFAULT_BY_DOMAIN.get(domain, {}))
+    counterpart = COUNTERPARTS.get(experiment)
+    if counterpart:
+        values = {key: value for key, value in values.items() if key.startswith("data.")}
+    if domain in ("antmaze", "adroit", "kitchen"):
+        values["data.reward_rule"] = _reward_rule(counterpart or experiment, domain)
+    if experiment == "iql":
+        values |= IQL_BY_DOMAIN.get(domain, {})
+    if (experiment, domain) == ("edp_iql", "antmaze"):
+        values["loss.expectile"] = 0.9
+    return values
 
 
 def _words(dataset: str) -> set[str]:
