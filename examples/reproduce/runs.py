@@ -8,6 +8,8 @@ import datetime
 import hashlib
 import io
 import json
+import re
+import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,6 +48,9 @@ COLUMNS = (
     "scores",
     "config",
 )
+# What the run saw of itself, means over its last ten evaluations; see torchrl_edp.training.diagnose
+DIAGNOSES = ("q_data", "q_policy", "q_policy_disagreement", "td_error", "action_distance", "weight_effective")
+DIAGNOSIS_COLUMNS = ("key", "experiment", "dataset", "seed", "settings", *DIAGNOSES, "clipped")
 
 
 @dataclass(frozen=True)
@@ -112,16 +117,40 @@ class Run:
         """Updates that are saved so far."""
         return max(CheckpointStore(self.folder / "checkpoints").steps(), default=0)
 
+    @property
+    def metrics(self) -> list[dict[str, str]]:
+        """The rows of its ``metrics.csv``."""
+        with (self.folder / "metrics.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def diagnosis(self) -> dict[str, Any]:
+        """Its row of :data:`DIAGNOSIS_COLUMNS`; empty where its algorithm has no such number."""
+        found: dict[str, list[float]] = {}
+        rows = [row for row in self.metrics if row.get("diagnose/action_distance")]
+        for row in rows[-10:]:
+            for name, text in row.items():
+                if name.startswith("diagnose/") and text:
+                    short = re.sub(r"clipped_\d+", "clipped", name.removeprefix("diagnose/"))  # over all steps
+                    found.setdefault(short, []).append(float(text))
+        names = (*DIAGNOSES, "clipped")
+        means = {name: f"{statistics.mean(found[name]):.4g}" if name in found else "" for name in names}
+        about = {name: getattr(self.settings, name) for name in ("dataset", "seed")}
+        return {"key": self.key, "experiment": self.experiment, **about, "settings": self.shown, **means}
+
+    @property
+    def shown(self) -> str:
+        """Its settings as the command line says them, without those that have columns of their own."""
+        columns = ("dataset=", "seed=", "optim.gradient_steps=")
+        return " ".join(override for override in self.overrides if not override.startswith(columns))
+
     def row(self) -> dict[str, Any] | None:
         """Its row of results, None while it is not finished."""
         summary_file = self.folder / "summary.json"
         if not summary_file.exists():
             return None
         summary = json.loads(summary_file.read_text())
-        with (self.folder / "metrics.csv").open(newline="") as file:
-            scores = [row["eval/score"] or row["eval/return"] for row in csv.DictReader(file) if row["eval/return"]]
+        scores = [row["eval/score"] or row["eval/return"] for row in self.metrics if row["eval/return"]]
         checkpoint, _ = CheckpointStore(self.folder / "checkpoints").newest()
-        shown = ("dataset=", "seed=", "optim.gradient_steps=")
         return {
             "key": self.key,
             "config": self.config,
@@ -130,7 +159,7 @@ class Run:
             "data": checkpoint.info["run"]["data"][:12] if checkpoint else "",
             "torch": summary["versions"]["torch"],
             "date": datetime.date.today().isoformat(),
-            "settings": " ".join(override for override in self.overrides if not override.startswith(shown)),
+            "settings": self.shown,
             "scores": " ".join(f"{float(score):.2f}" for score in scores),
             **{name: f"{summary[name]:.2f}" for name in ("rat", "oms", "last")},
             **{name: f"{summary[name]:.0f}" for name in ("seconds", "training_seconds")},
@@ -192,7 +221,9 @@ class Ledger:
                 self.rows[key] = {column: str(row[column]) for column in self.columns}
 
     def collect(self, runs: Iterable[Run]) -> None:
-        """Add those of ``runs`` that are finished."""
+        """Add those of ``runs`` that are finished, and what they saw of themselves to ``diagnostics.csv`` beside it."""
+        diagnoses = Ledger(self.path.with_name("diagnostics.csv"), DIAGNOSIS_COLUMNS)
         for run in runs:
             if run.key not in self and (row := run.row()) is not None:
+                diagnoses.add(run.diagnosis())
                 self.add(row)

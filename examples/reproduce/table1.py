@@ -24,7 +24,7 @@ are EDP's defaults, which were chosen for EDP.
 "Stopped when EDP was done" is the same Diffusion-QL run, cut at the last evaluation that fits into the training seconds
 (compiling included, evaluating not) of EDP's run of the same seed on the same machine. Its learning rate was not yet
 decayed by then, which may cost it a little: ``optim.decay=none``, of both, leaves that out. Run EDP and Diffusion-QL
-under the same load, or wall time says nothing.
+in one go under the same load, or wall time says nothing: runs are paired by the processor's name alone.
 """
 
 from __future__ import annotations

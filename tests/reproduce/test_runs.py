@@ -14,7 +14,7 @@ from pathlib import Path
 
 import launch
 import pytest
-from runs import COLUMNS, Ledger, Run
+from runs import COLUMNS, DIAGNOSIS_COLUMNS, Ledger, Run
 from study import Row, Study, launching, other_data, parser, result_path, table
 
 from torchrl_edp.training.checkpoint import CheckpointStore
@@ -121,6 +121,30 @@ def test_of_two_rows_the_first_counts(tmp_path):
     text = ledger.path.read_text()
     ledger.path.write_text(text + text.splitlines()[-1].replace("5", "6") + "\n")
     assert Ledger(ledger.path).rows["a"]["rat"] == "5"
+
+
+def test_diagnosis_is_the_mean_of_the_last_ten_looks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run("edp_td3", (*BASE, "loss.alpha=3"))
+    run.folder.mkdir(parents=True)
+    names = ["action_distance", "q_data", "clipped_01", "clipped_02"]
+    lines = [f"updates,{','.join(f'diagnose/{name}' for name in names)}", "0,,,,"]
+    lines += [f"{i},{i},{100 * i},0.5,{0.1 * i}" for i in range(12)]
+    (run.folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    assert run.diagnosis() == {
+        "key": run.key,
+        "experiment": "edp_td3",
+        "dataset": "local/hopper/medium-v0",
+        "seed": 1,
+        "settings": "loss.alpha=3",
+        "q_data": "650",
+        "q_policy": "",
+        "q_policy_disagreement": "",
+        "td_error": "",
+        "action_distance": "6.5",
+        "weight_effective": "",
+        "clipped": "0.575",
+    }
 
 
 def test_a_run_that_cannot_be_is_named_before_anything_is_trained():
@@ -279,6 +303,9 @@ def test_table_2_trains_once_and_can_be_made_again(tmp_path):
     assert len(rows) == 6
     assert {row["experiment"] for row in rows} == {"td3_bc", "crr", "iql", "edp_td3", "edp_crr", "edp_iql"}
     assert all(len(row["scores"].split()) == 3 for row in rows)
+    looks = Ledger(tmp_path / "out" / "diagnostics.csv", DIAGNOSIS_COLUMNS).rows
+    assert looks.keys() == {row["key"] for row in rows}
+    assert all(look["q_policy"] and bool(look["clipped"]) == ("edp" in look["experiment"]) for look in looks.values())
     given = "data.num_steps=2000_logger.eval_envs=1_logger.eval_iter=4_network.hidden_sizes=-16-"
     assert "(1)" in (tmp_path / "out" / f"table2_{given}.md").read_text()
     assert (tmp_path / "out" / f"table2_{given}.png").stat().st_size > 10_000
