@@ -1,4 +1,4 @@
-"""Cases of a study differ in what it asks, and in nothing else."""
+"""Cases of a study differ in what it asks, and in nothing else; its command line, its tables and where they go."""
 
 import json
 
@@ -11,8 +11,14 @@ import table2
 import table7
 import tuning
 from report import PORTS
-from runs import Run
-from study import DATASETS, Study
+from runs import COLUMNS, Ledger, Run
+from study import DATASETS, Row, Study, other_data, parser, result_path, table
+
+BASE = ("dataset=local/hopper/medium-v0", "seed=1")
+
+
+def row(name):
+    return dict.fromkeys(COLUMNS, "1") | {"key": name}
 
 
 def config(study: Study, case: str, dataset: str = "local/walker2d/medium-v0"):
@@ -73,3 +79,52 @@ def test_edp_is_the_same_in_all_studies():
 
 def test_public_data_are_all_that_have_a_counterpart_in_the_paper():
     assert PORTS.keys() <= set(DATASETS["minari"])
+
+
+@pytest.mark.parametrize("text", ["seed=3", "dataset=local/hopper/medium-v0", "optim.gradient_steps=7"])
+def test_what_a_study_sets_for_each_run_is_no_setting_of_all(text, capsys):
+    with pytest.raises(SystemExit):
+        parser("", updates=1, seeds=(0,)).parse_intermixed_args(["loss.alpha=1", text])
+    assert f"{text}: a study sets this for each of its runs, use --" in capsys.readouterr().err
+
+
+def test_a_seed_that_is_said_twice_counts_once():
+    assert parser("", updates=1, seeds=(0,)).parse_intermixed_args(["--seeds", "1,0,1"]).seeds == [1, 0]
+
+
+def test_other_contents_of_a_data_set_are_told(tmp_path):
+    ledger = Ledger(tmp_path / "runs.csv")
+    runs = {name: Run("edp_td3", (*BASE, f"seed={seed}")) for seed, name in enumerate("abcd")}
+    for name, digest in zip("abc", ("x", "y", "x"), strict=True):
+        ledger.add(row(runs[name].key) | {"data": digest})
+    a, b, c, d = runs.values()
+    assert other_data({("A", "one"): [a], ("B", "one"): [c, d], ("A", "two"): [b]}, ledger) == []
+    (note,) = other_data({("A", "one"): [a, b], ("B", "one"): [c]}, ledger)
+    assert note.startswith("one had other contents in some runs") and note.endswith("x in 2, y in 1.")
+
+
+def cell(case, dataset, rat, seeds=2):
+    return Row(case, dataset, seeds, rat, 1.0 if seeds > 1 else None, rat, None, 90.0)
+
+
+def test_table_averages_over_data_sets_that_are_all_there():
+    rows = [cell("A", "x", 10.0), cell("A", "y", 30.0, seeds=1), cell("B", "x", 10.0)]
+    rows.append(Row("B", "y", 0, None, None, None, None, None))
+    text = table(rows, ["A", "B"], ["x", "y"], "rat")
+    assert "| x | 10.0 ± 1.0 (2) | 10.0 ± 1.0 (2) |" in text
+    assert "| y | 30.0 (1) | – |" in text
+    assert "| average | **20.0** | – |" in text
+
+
+def test_results_of_other_settings_lie_beside_the_studys_own(tmp_path):
+    def name(*overrides):
+        return result_path(
+            parser("", updates=1, seeds=(0,)).parse_args(["--output", str(tmp_path), *overrides]), "t", ".md"
+        )
+
+    assert name() == name("compile.onednn=true", "logger.progress=false", "checkpoint.keep=3") == tmp_path / "t.md"
+    assert name("data.return_steps=1", "compile.onednn=true").name == "t_data.return_steps=1.md"
+    assert name("b=1", "a={x: 2}") == name("a={x: 2}", "b=1") == tmp_path / "t_a=-x-2-_b=1.md"
+    assert name("logger.eval_iter=5") != name() != name("preset=paper")
+    long = [f"loss.a{i}=1" for i in range(20)]
+    assert len(name(*long).name) < 20 and name(*long) != name(*long[1:])

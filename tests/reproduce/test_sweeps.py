@@ -19,64 +19,17 @@ import pytest
 import table6
 import torch
 from points import COLUMNS, POINTS, Point, SavedPolicy, evaluate, load_acting
+from reproduce_helpers import act, make_policy
 from runs import FOLDER, Ledger
 from safetensors.torch import load_file
 from sweep import Sweep, TrainedRuns, table
-from tensordict import TensorDict
 
-from torchrl_edp.data import ActionScaler, ObservationNormalizer, load_dataset
 from torchrl_edp.evaluation import PolicyEvaluator
 from torchrl_edp.training import (
-    DiffusionSettings,
-    EnvironmentPolicy,
-    NetworkSettings,
-    SelectionSettings,
-    TrunkSettings,
-    build_actor,
-    build_feed_forward,
-    build_qvalue,
-    build_selector,
     load_experiment_data,
-    save_feed_forward_policy,
-    save_policy,
 )
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "reproduce"
-AROUND = (ObservationNormalizer.identity(11), ActionScaler([-1.0] * 3, [1.0] * 3))
-
-
-def make_policy(path, dataset="local/hopper/medium-n2000-s0-v0", seed=0):
-    """A small untrained policy that acts by one action at a quarter of the noise."""
-    torch.manual_seed(seed)
-    settings = {
-        "network": NetworkSettings(hidden_sizes=[16]),
-        "diffusion": DiffusionSettings(num_steps=50, num_calls=5, solver="dpm_solver_pp", initial_noise_scale=0.25),
-        "selection": SelectionSettings(num_action_samples=1),
-    }
-    actor = build_actor(11, 3, settings["network"], settings["diffusion"])
-    selector = build_selector(actor, build_qvalue(11, 3, settings["network"]), settings["selection"])
-    path.mkdir(parents=True, exist_ok=True)
-    save_policy(path / "policy", EnvironmentPolicy(selector, *AROUND), **settings, info={"dataset": dataset})
-    return SavedPolicy(path)
-
-
-@pytest.fixture
-def saved(tmp_path):
-    return make_policy(tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return load_dataset("local/hopper/medium-v0", num_steps=2000).dataset_id
-
-
-def act(policy, seed=0, rows=4, observations=None):
-    torch.manual_seed(seed)
-    if observations is None:
-        observations = torch.linspace(-1, 1, 11).expand(rows, 11)
-    return policy(TensorDict({"observation": observations}, observations.shape[:1]))["action"]
-
-
 OWN = {"num_action_samples": 1, "initial_noise_scale": 0.25, "policy_scale": 1.0, "solver": "dpm_solver_pp"}
 OWN |= {"num_calls": 5, "solver_kwargs": {}}
 PAPER = {"num_action_samples": 10, "initial_noise_scale": 1.0}
@@ -126,41 +79,6 @@ def test_solver_makes_as_many_calls_as_said(saved, variant, calls):
     network.condition = counting
     act(policy)
     assert counted["calls"] == calls
-
-
-def test_settings_change_the_actions(saved):
-    def spread(**acting):
-        return act(load_acting(saved, acting), rows=64).std(0).mean().item()
-
-    assert spread(initial_noise_scale=0.0) < 1e-6 < spread() < spread(initial_noise_scale=1.0)
-    assert not torch.equal(act(load_acting(saved, {"policy_scale": 2.0})), act(load_acting(saved, {})))
-    assert not torch.equal(act(load_acting(saved, {"num_action_samples": 20})), act(load_acting(saved, {})))
-
-
-def test_key_stands_for_weights_settings_and_episodes(saved, tmp_path):
-    key = Point(saved, {"policy_scale": 2.0}, 3).key
-    moved = SavedPolicy(Path(shutil.copytree(saved.path, tmp_path / "moved"), "policy.safetensors"))
-    assert Point(moved, {"policy_scale": 2.0}, 3).key == key
-    other = make_policy(tmp_path / "other", seed=1)
-    shutil.copy(saved.path / "policy.json", other.path)  # same settings, other weights
-    assert Point(other, {"policy_scale": 2.0}, 3).key != key
-    assert Point(saved, {"policy_scale": 1.5}, 3).key != key
-    assert Point(saved, {}, 3).key != key
-    assert Point(saved, {"policy_scale": 2.0}, 4).key != key
-    assert Point(saved, {"policy_scale": 2.0, "initial_noise_scale": 0.25}, 3).key == key  # its own, said
-    assert Point(saved, {"policy_scale": 2.0, "num_action_samples": 1}, 3).key == key
-
-
-def test_mazes_get_more_episodes_unless_told_otherwise(saved, tmp_path):
-    maze = make_policy(tmp_path / "maze", dataset="local/pointmaze/medium-v0")
-    assert [Point(policy, {}).num_episodes for policy in (saved, maze)] == [20, 50]
-    assert Point(maze, {}, 3).num_episodes == 3
-
-
-def test_data_are_those_of_the_run(saved):
-    assert saved.data == ("local/hopper/medium-n2000-s0-v0", None)
-    saved.path.joinpath("config.yaml").write_text("dataset: local/hopper/medium-v0\ndata: {num_steps: 2000}\n")
-    assert SavedPolicy(saved.path).data == ("local/hopper/medium-v0", 2000)
 
 
 SMALL = Sweep(
@@ -224,33 +142,6 @@ def test_nothing_is_evaluated_twice(saved, dataset, tmp_path, monkeypatch, capsy
     ]
 
 
-def test_score_is_that_of_the_evaluator(saved, dataset, tmp_path):
-    point = Point(saved, {"initial_noise_scale": 1.0}, 3)
-    evaluate([point], Ledger(tmp_path / "points.csv", COLUMNS))
-    row = Ledger(tmp_path / "points.csv", COLUMNS).rows[point.key]
-    with PolicyEvaluator("Hopper-v5", num_episodes=3, max_steps=1000, reference=(-20.272305, 3234.3)) as evaluator:
-        result = evaluator(load_acting(saved, point.acting), seed=0)
-    assert float(row["score"]) == pytest.approx(result.normalized, abs=0.006)
-    assert float(row["deviation"]) == pytest.approx(result.normalized_std, abs=0.006)
-
-
-def test_many_candidates_are_compiled_and_score_the_same(saved, dataset, tmp_path, monkeypatch):
-    compiled = []
-    compile = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda policy, **options: compiled.append(policy) or compile(policy, **options)
-    )
-    points = [Point(saved, {"num_action_samples": count}, 2) for count in (2, 3)]
-    scores = []
-    for least in (1_000, 6):
-        monkeypatch.setattr(points_module, "COMPILED_ROWS", least)
-        ledger = Ledger(tmp_path / f"{least}.csv", COLUMNS)
-        evaluate(points, ledger)
-        scores.append([float(ledger.rows[point.key]["score"]) for point in points])
-    assert [policy.policy.num_action_samples for policy in compiled] == [3]
-    assert scores[0] == pytest.approx(scores[1], abs=0.1)
-
-
 def test_stopped_sweep_goes_on(saved, dataset, tmp_path):
     stopping = [True]
 
@@ -279,21 +170,6 @@ def test_table_has_an_average_of_several_data_sets():
         "| average | **20.0** | **2.5** |",
     ]
     assert "average" not in table({"x": lines["x"]}, "N")
-
-
-def test_wrong_settings_and_policies_are_named(saved, tmp_path):
-    with pytest.raises(ValueError, match="has no setting 'num_actions'"):
-        load_acting(saved, {"num_actions": 3})
-    with pytest.raises(ValueError, match="expected num_calls=50, got 5"):
-        load_acting(saved, {"solver": "ddpm"})
-    with pytest.raises(SystemExit, match="nowhere: expected the folder of a finished run"):
-        SavedPolicy(tmp_path / "nowhere").digest  # noqa: B018
-    trunk = TrunkSettings(hidden_sizes=[16])
-    policy = EnvironmentPolicy(build_feed_forward(11, 3, trunk, "tanh"), *AROUND)
-    save_feed_forward_policy(tmp_path / "policy", policy, network=trunk, kind="tanh")
-    with pytest.raises(ValueError, match="expected a policy of EDP"):
-        load_acting(SavedPolicy(tmp_path), {"policy_scale": 2.0})
-    assert load_acting(SavedPolicy(tmp_path), {}).policy.in_keys == ["observation"]
 
 
 def test_a_recorded_run_without_its_policy_is_trained_again(tmp_path, monkeypatch):
