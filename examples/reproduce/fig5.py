@@ -5,14 +5,14 @@
 
 No training: one trained policy per data set acts with 3 to 30 calls of DPM-Solver-3 on the paper's uniform grid of
 times, and of DPM-Solver++ 2M uniform in log-SNR, our default. Above, both act as in the paper, by one of 10 candidates
-at full noise; below as the policy does by itself: one action, a quarter of the noise.
+at full noise; below by one action from a quarter of the noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from points import PAPER, Acting
+from points import LITTLE_NOISE, PAPER, Acting
 from sweep import Sweep
 
 
@@ -29,8 +29,8 @@ SWEEP = Sweep(
     {
         "DPM-Solver-3, acting as in the paper": solver("dpm_solver", PAPER, order=3, spacing="time"),
         "DPM-Solver++ 2M, acting as in the paper": solver("dpm_solver_pp", PAPER, spacing="log_snr"),
-        "DPM-Solver-3, acting by itself": solver("dpm_solver", {}, order=3, spacing="time"),
-        "DPM-Solver++ 2M, acting by itself": solver("dpm_solver_pp", {}, spacing="log_snr"),
+        "DPM-Solver-3, one action of little noise": solver("dpm_solver", LITTLE_NOISE, order=3, spacing="time"),
+        "DPM-Solver++ 2M, one action of little noise": solver("dpm_solver_pp", LITTLE_NOISE, spacing="log_snr"),
     },
     '"the performance increases as more steps of model calls are used" and "gradually plateaus after 15" (Fig. 5).',
 )

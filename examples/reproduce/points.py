@@ -29,7 +29,8 @@ POINTS = "points.csv"  # one file for all figures, which share many of their poi
 COLUMNS = ("key", "policy", "dataset", "acting", "episodes", "score", "deviation", "seconds", "torch", "date", "scores")
 
 FULL_NOISE = {"initial_noise_scale": 1.0}
-PAPER = FULL_NOISE | {"num_action_samples": 10}  # how the paper's policies act
+PAPER = FULL_NOISE | {"num_action_samples": 10}  # how the paper's policies act, and EDP-TD3's by default
+LITTLE_NOISE = {"initial_noise_scale": 0.25, "num_action_samples": 1}  # as EDP-IQL's and EDP-CRR's act by default
 
 COMPILED_ROWS = 1_000  # actions at a time from which on compiling pays in a few hundred steps
 

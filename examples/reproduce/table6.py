@@ -6,7 +6,7 @@
 The final policies of TD3+BC and EDP-TD3, ``--episodes`` episodes each. A deterministic policy has no candidates to
 choose from: it gets 10, its action plus TD3's exploration noise N(0, 0.1) in units of the action range [-1, 1],
 clipped. The run's averaged critics choose by Alg. 2, as for EDP. EDP with and without selection acts at full initial
-noise, as in the paper; "low noise" is one action from a quarter of it, as ours act by themselves outside of mazes.
+noise, as in the paper; "low noise" is one action from a quarter of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from points import COLUMNS, FULL_NOISE, PAPER, POINTS, Acting, Point, SavedPolicy, evaluate, load_acting
+from points import COLUMNS, FULL_NOISE, LITTLE_NOISE, PAPER, POINTS, Acting, Point, SavedPolicy, evaluate, load_acting
 from runs import Ledger, Run
 from study import Row, draw, result_path, settings_note, table, write_rows
 from sweep import sweep_parser, trained
@@ -37,7 +37,7 @@ CASES: dict[str, tuple[str, Acting]] = {
     "TD3 + EAS": ("TD3 FF", EXPLORATION),
     "EDP": ("TD3 EDP", FULL_NOISE | {"num_action_samples": 1}),
     "EDP + EAS": ("TD3 EDP", PAPER),
-    "EDP, low noise": ("TD3 EDP", {"initial_noise_scale": 0.25, "num_action_samples": 1}),
+    "EDP, low noise": ("TD3 EDP", LITTLE_NOISE),
 }
 
 

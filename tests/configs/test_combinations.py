@@ -14,6 +14,7 @@ from torchrl_edp.configs import cli as command_line
 from torchrl_edp.configs.presets import DOMAINS, PRESETS
 
 IQL, TD3, CRR = EXPERIMENTS
+ONE = "policy.num_action_samples=1"
 DDPM = "diffusion.solver=ddpm"
 DPM = "diffusion.solver=dpm_solver"
 NOISE = "loss.guidance_start=noise"
@@ -52,7 +53,12 @@ IMPOSSIBLE = [
     (CRR, "diffusion.initial_noise_scale=-1", "initial_noise_scale must lie in"),
     (CRR, "diffusion.policy_scale=0", r"policy_scale must lie in \(0, inf\), got 0"),
     (IQL, "diffusion.initial_noise_scale=0 policy.num_action_samples=4", "num_action_samples=4 actions the same: set"),
-    (TD3, "diffusion.initial_noise_scale=0 loss.num_backup_actions=2", "loss.num_backup_actions=2 actions the same"),
+    (TD3, "diffusion.initial_noise_scale=0", "policy.num_action_samples=10 actions the same"),
+    (
+        TD3,
+        f"{ONE} diffusion.initial_noise_scale=0 loss.num_backup_actions=2",
+        "loss.num_backup_actions=2 actions the same",
+    ),
     (CRR, "diffusion.initial_noise_scale=0", "loss.num_action_samples=2 actions the same"),
     # networks
     (IQL, "network.hidden_sizes=[]", r"network.hidden_sizes must be one or more positive widths, got \[\]"),
@@ -129,7 +135,7 @@ def test_impossible_settings_are_refused(name, overrides, message):
         *((name, solver) for name in EXPERIMENTS for solver in ("diffusion.solver=ddpm", "diffusion.solver=ddim")),
         (TD3, f"{DDPM} diffusion.num_steps=1 diffusion.schedule=vp {NOISE}"),
         (TD3, "diffusion.solver=ddim diffusion.num_calls=100"),
-        (TD3, "diffusion.initial_noise_scale=0"),
+        (TD3, f"{ONE} diffusion.initial_noise_scale=0"),
         (TD3, f"{DDPM} diffusion.initial_noise_scale=0 policy.num_action_samples=4"),
         (CRR, "diffusion.initial_noise_scale=0 loss.num_action_samples=1"),
         (CRR, "diffusion.initial_noise_scale=0 loss.sample_from=approximation"),

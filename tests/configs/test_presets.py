@@ -79,6 +79,10 @@ def lengths(weight, thousands, lr=3e-4):
         ("default", "edp_iql", "adroit", {"data.reward_rule": "min_max", "loss.expectile": "absent"}),
         ("default", "edp_iql", "locomotion", {"data.reward_rule": "absent"}),
         ("default", "edp_iql", "maze", {"data.reward_rule": "absent", "policy.num_action_samples": 10}),
+        ("default", "edp_iql", "maze", {"network.critic_layer_norm": "absent"}),
+        ("default", "edp_td3", "maze", {"network.critic_layer_norm": True, "policy.num_action_samples": 10}),
+        ("default", "edp_crr", "maze", {"network.critic_layer_norm": "absent", "data.return_steps": 1}),
+        ("default", "edp_td3", "locomotion", {"network.critic_layer_norm": "absent"}),
     ],
 )
 def test_values(preset, name, domain, expected):
@@ -147,9 +151,20 @@ def test_default_changes_nothing(name):
 def test_default_acts_in_mazes_as_the_paper_does():
     maze, paper = (preset_values(preset, "edp_td3", "local/pointmaze/medium-v0") for preset in ("default", "paper"))
     assert maze.pop("data.return_steps") == paper["data.return_steps"] == 1
+    assert maze.pop("network.critic_layer_norm") is True
     assert maze == {"policy.num_action_samples": 10, "diffusion.initial_noise_scale": 1.0}
     assert maze.items() <= paper.items()
-    assert preset_values("default", "td3_bc", "local/pointmaze/medium-v0") == {"data.return_steps": 1}
+
+
+def test_td3_acts_as_the_paper_does_everywhere():
+    for dataset in DATASETS.values():
+        default, paper = (
+            apply_preset(OmegaConf.structured(EXPERIMENTS["edp_td3"](preset=preset, dataset=dataset)), "edp_td3")
+            for preset in ("default", "paper")
+        )
+        for cfg in (default, paper):
+            assert (cfg.policy.num_action_samples, cfg.diffusion.initial_noise_scale) == (10, 1.0)
+        assert (default.diffusion.solver, default.diffusion.num_calls) == ("dpm_solver_pp", 5)
 
 
 def test_the_configuration_given_stays_as_it_is():

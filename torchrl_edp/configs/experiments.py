@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Any
 
 from torchrl_edp.configs.signature import loss_fields
 from torchrl_edp.objectives import CRRLoss, EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
 from torchrl_edp.objectives.common import EDPLoss
-from torchrl_edp.training.build import choice
+from torchrl_edp.training.build import DiffusionSettings, choice
 from torchrl_edp.training.settings import (
     ALGORITHMS,
     DataSettings,
     ExperimentSettings,
     FeedForwardOptimSettings,
     FeedForwardSettings,
+    PolicySettings,
     RunSettings,
 )
 
@@ -67,8 +68,12 @@ class EDPIQLConfig(ExperimentSettings):
 
 @dataclass
 class EDPTD3Config(ExperimentSettings):
-    """Everything ``examples/edp_td3.py`` can be told."""
+    """Everything ``examples/edp_td3.py`` can be told; it acts as the paper does, by one of ten candidates."""
 
+    diffusion: DiffusionSettings = field(
+        default_factory=lambda: replace(ExperimentSettings().diffusion, initial_noise_scale=1.0)
+    )
+    policy: PolicySettings = field(default_factory=lambda: PolicySettings(num_action_samples=10))
     data: DataSettings = field(default_factory=_several_steps)
     loss: Any = field(default_factory=EDPTD3LossSettings)
 

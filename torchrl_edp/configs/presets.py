@@ -35,6 +35,7 @@ _DPM_SOLVER = {"diffusion.solver": "dpm_solver", "diffusion.num_calls": 15}
 _DPM_OPTIONS = {"diffusion.solver_kwargs": {"order": 3, "spacing": "time"}}
 
 # A maze is solved by choosing where to go: candidates must differ, and what the data did for many steps says little.
+# There TD3's critics overestimate; LayerNorm holds them.
 _DEFAULT_BY_DOMAIN: dict[str, dict[str, Any]] = {
     "maze": {"data.return_steps": 1, "policy.num_action_samples": 10, "diffusion.initial_noise_scale": 1.0},
     "antmaze": {"data.return_steps": 1},
@@ -250,13 +251,15 @@ def apply_preset(config: DictConfig, experiment: str, overrides: Sequence[str] =
 
 
 def _default_values(experiment: str, domain: str) -> dict[str, Any]:
-    """The domain's reward rule, IQL's own settings there, and what mazes need."""
+    """The domain's reward rule, IQL's own settings there, and what mazes need (README)."""
     values = dict(_DEFAULT_BY_DOMAIN.get(domain, {}))
     counterpart = COUNTERPARTS.get(experiment)
     if counterpart:
         values = {key: value for key, value in values.items() if key.startswith("data.")}
     if domain in ("antmaze", "adroit", "kitchen"):
         values["data.reward_rule"] = _reward_rule(counterpart or experiment, domain)
+    if domain == "maze" and (counterpart or experiment) == "edp_td3":
+        values["network.critic_layer_norm"] = True
     if experiment == "iql":
         values |= IQL_BY_DOMAIN.get(domain, {})
     if (experiment, domain) == ("edp_iql", "antmaze"):
