@@ -18,6 +18,7 @@ import torch
 from omegaconf import OmegaConf
 from runs import Ledger
 from study import EPISODES
+from torchrl.envs.utils import ExplorationType
 from tqdm import tqdm
 
 from torchrl_edp.data import load_dataset
@@ -29,8 +30,8 @@ POINTS = "points.csv"  # one file for all figures, which share many of their poi
 COLUMNS = ("key", "policy", "dataset", "acting", "episodes", "score", "deviation", "seconds", "torch", "date", "scores")
 
 FULL_NOISE = {"initial_noise_scale": 1.0}
-PAPER = FULL_NOISE | {"num_action_samples": 10}  # how the paper's policies act, and EDP-TD3's by default
-LITTLE_NOISE = {"initial_noise_scale": 0.25, "num_action_samples": 1}  # as EDP-IQL's and EDP-CRR's act by default
+PAPER = FULL_NOISE | {"num_action_samples": 10}  # how the paper's policies act, EDP-TD3's and EDP-CRR's by default
+LITTLE_NOISE = {"initial_noise_scale": 0.25, "num_action_samples": 1}  # as EDP-IQL's act by default
 
 COMPILED_ROWS = 1_000  # actions at a time from which on compiling pays in a few hundred steps
 
@@ -140,7 +141,10 @@ class Point:
         policy = self.load(self.policy, self.acting)
         if self.acting.get("num_action_samples", 1) * self.num_episodes >= COMPILED_ROWS:
             policy = torch.compile(policy, options={"fallback_random": True})  # the same draws as others
-        result = evaluator(policy, seed=0)
+        # A feed-forward policy acts by its mean, as in training; what it chooses from is drawn.
+        drawn = isinstance(policy.policy, EnergyBasedActionSelector)
+        how = ExplorationType.RANDOM if drawn else ExplorationType.DETERMINISTIC
+        result = evaluator(policy, seed=0, exploration_type=how)
         low, high = result.reference or (0.0, 100.0)
         scores = (100 * (result.returns - low) / (high - low)).tolist()
         return {

@@ -49,6 +49,10 @@ PARTS = (
     Part("fig4", "Figure 4", "How many candidates should energy-based action selection have?"),
     Part("fig5", "Figure 5", "How many calls does DPM-Solver need?"),
     Part("table6", "Table 6", "Does energy-based action selection help a feed-forward policy?", ("6",)),
+    *(
+        Part(f"table6-{name}", f"The same with {name.upper()}", "Does it help a Gaussian?", (), f"table6.py {name}")
+        for name in ("crr", "iql")
+    ),
     Part("fig6", "Figure 6", "Does it help to scale the policy's score?"),
     Part("fig7", "Figure 7", "Does it help to start from less noise?"),
     Part("ablate_width", "Appendix C.5", "Is a wider feed-forward network as good as EDP?", ("C.5",)),

@@ -2,16 +2,20 @@
 
     python examples/reproduce/table6.py                  # the TD3 runs of table 2, trained where they are missing
     python examples/reproduce/table6.py --no-train       # those that are there
+    python examples/reproduce/table6.py crr              # or iql: beyond the paper, which has TD3 only
 
 The final policies of TD3+BC and EDP-TD3, ``--episodes`` episodes each. A deterministic policy has no candidates to
 choose from: it gets 10, its action plus TD3's exploration noise N(0, 0.1) in units of the action range [-1, 1],
-clipped. The run's averaged critics choose by Alg. 2, as for EDP. EDP with and without selection acts at full initial
-noise, as in the paper; "low noise" is one action from a quarter of it.
+clipped. Those of CRR and IQL, which act by their mean, are Gaussian: their candidates are drawn from them, as CRR's
+own critic-weighted policy does (https://arxiv.org/abs/2006.15134). The run's averaged critics choose by Alg. 2, as for
+EDP. EDP with and without selection acts at full initial noise, as in the paper; "low noise" is one action from a
+quarter of it.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
 from functools import partial
 
@@ -27,18 +31,27 @@ from torchrl_edp.modules import EnergyBasedActionSelector
 from torchrl_edp.training import EnvironmentPolicy, build_qvalue, load_policy
 from torchrl_edp.training.checkpoint import CheckpointStore
 
-TITLE = "Energy-based action selection (EAS) for TD3+BC and for EDP-TD3"
 EXPLORATION = {"num_action_samples": 10, "exploration_noise": 0.1}
+DRAWS = {"num_action_samples": 10, "exploration_noise": 0.0}  # a Gaussian policy explores by itself
+
+
+def _cases(algorithm: str, candidates: Acting) -> dict[str, tuple[str, Acting]]:
+    """Case of table 2 and acting, by the name that the table gives it."""
+    feed_forward, edp = f"{algorithm} FF", f"{algorithm} EDP"
+    return {
+        algorithm: (feed_forward, {}),
+        f"{algorithm} + EAS": (feed_forward, candidates),
+        "EDP": (edp, FULL_NOISE | {"num_action_samples": 1}),
+        "EDP + EAS": (edp, PAPER),
+        "EDP, low noise": (edp, LITTLE_NOISE),
+    }
+
+
+CASES = {"td3": _cases("TD3", EXPLORATION), "crr": _cases("CRR", DRAWS), "iql": _cases("IQL", DRAWS)}
 PAPER_SAYS = (
-    "85.5 for EDP, 69.2 for TD3 with EAS, 69.7 for TD3, on average over nine locomotion tasks of D4RL (Table 6)."
+    "The paper: 85.5 for EDP, 69.2 for TD3 with EAS, 69.7 for TD3, on average over nine locomotion tasks of D4RL "
+    "(Table 6)."
 )
-CASES: dict[str, tuple[str, Acting]] = {
-    "TD3": ("TD3 FF", {}),
-    "TD3 + EAS": ("TD3 FF", EXPLORATION),
-    "EDP": ("TD3 EDP", FULL_NOISE | {"num_action_samples": 1}),
-    "EDP + EAS": ("TD3 EDP", PAPER),
-    "EDP, low noise": ("TD3 EDP", LITTLE_NOISE),
-}
 
 
 def with_selection(run: Run, saved: SavedPolicy, acting: Acting) -> EnvironmentPolicy:
@@ -75,35 +88,38 @@ def with_selection(run: Run, saved: SavedPolicy, acting: Acting) -> EnvironmentP
 
 def point(run: Run, acting: Acting, episodes: int | None) -> Point:
     """How a run's policy is evaluated."""
-    load = partial(with_selection, run) if acting is EXPLORATION else load_acting
+    load = partial(with_selection, run) if "exploration_noise" in acting else load_acting
     return Point(SavedPolicy(run.folder), acting, episodes, load)
 
 
 def main() -> None:
     """Parse the command line, evaluate what is missing, write table and picture."""
+    algorithm = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in CASES else "td3"
+    cases = CASES[algorithm]
     args = sweep_parser(__doc__, seeds=[0, 1, 2]).parse_intermixed_args()
-    runs = {algorithm: trained(algorithm, args) for algorithm in ("TD3 EDP", "TD3 FF")}
+    runs = {case: trained(case, args) for case in dict.fromkeys(case for case, _ in cases.values())}
     ledger = Ledger(args.output / POINTS, COLUMNS)
     cells: dict[tuple[str, str], list[Point]] = {}
-    for case, (algorithm, acting) in CASES.items():
-        for run in runs[algorithm]:
+    for case, (policies, acting) in cases.items():
+        for run in runs[policies]:
             cells.setdefault((case, run.settings.dataset), []).append(point(run, acting, args.episodes))
     points = [each for group in cells.values() for each in group]
     evaluate(points, ledger, onednn="compile.onednn=true" in args.overrides)
     datasets = list(dict.fromkeys(dataset for _, dataset in cells))
-    rows = [summary(case, dataset, cells.get((case, dataset), []), ledger) for case in CASES for dataset in datasets]
-    scores = table(rows, list(CASES), datasets, "rat")
+    rows = [summary(case, dataset, cells.get((case, dataset), []), ledger) for case in cases for dataset in datasets]
+    title = f"Energy-based action selection (EAS) for feed-forward policies and for EDP, {algorithm.upper()}"
     parts = [
-        f"# {TITLE}",
+        f"# {title}",
         "Normalised scores, mean ± deviation over seeds (how many):",
-        scores,
-        f"The paper: {PAPER_SAYS}",
+        table(rows, list(cases), datasets, "rat"),
+        *([PAPER_SAYS] if algorithm == "td3" else []),
     ]
     text = "\n\n".join([*parts, *settings_note(args.overrides)])
-    write_rows(rows, result_path(args, "table6", ".csv"))
-    result_path(args, "table6", ".md").write_text(text + "\n")
+    path = partial(result_path, args, "table6" if algorithm == "td3" else f"table6-{algorithm}")
+    write_rows(rows, path(".csv"))
+    path(".md").write_text(text + "\n")
     print(text)
-    draw(rows, list(CASES), datasets, result_path(args, "table6", ".png"), TITLE, "normalised score")
+    draw(rows, list(cases), datasets, path(".png"), title, "normalised score")
 
 
 def summary(case: str, dataset: str, group: Sequence[Point], ledger: Ledger) -> Row:

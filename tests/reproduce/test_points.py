@@ -9,6 +9,7 @@ import torch
 from points import COLUMNS, Point, SavedPolicy, evaluate, load_acting
 from reproduce_helpers import AROUND, act, make_policy
 from runs import Ledger
+from torchrl.envs.utils import ExplorationType
 
 from torchrl_edp.evaluation import PolicyEvaluator
 from torchrl_edp.training import (
@@ -62,6 +63,21 @@ def test_score_is_that_of_the_evaluator(saved, dataset, tmp_path):
         result = evaluator(load_acting(saved, point.acting), seed=0)
     assert float(row["score"]) == pytest.approx(result.normalized, abs=0.006)
     assert float(row["deviation"]) == pytest.approx(result.normalized_std, abs=0.006)
+
+
+def test_a_gaussian_policy_acts_by_its_mean(dataset, tmp_path):
+    torch.manual_seed(0)
+    trunk = TrunkSettings(hidden_sizes=[16])
+    policy = EnvironmentPolicy(build_feed_forward(11, 3, trunk, "tanh_gaussian"), *AROUND)
+    info = {"dataset": "local/hopper/medium-n2000-s0-v0"}
+    save_feed_forward_policy(tmp_path / "policy", policy, network=trunk, kind="tanh_gaussian", info=info)
+    with PolicyEvaluator("Hopper-v5", num_episodes=2, max_steps=1000, reference=(0.0, 100.0)) as evaluator:
+        score = float(Point(SavedPolicy(tmp_path), {}, 2).row(evaluator)["score"])
+        mean, drawn = (
+            evaluator(policy, seed=0, exploration_type=how).normalized
+            for how in (ExplorationType.DETERMINISTIC, ExplorationType.RANDOM)
+        )
+    assert score == pytest.approx(mean, abs=0.006) != pytest.approx(drawn, abs=0.1)
 
 
 def test_many_candidates_are_compiled_and_score_the_same(saved, dataset, tmp_path, monkeypatch):

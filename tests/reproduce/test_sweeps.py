@@ -23,6 +23,7 @@ from reproduce_helpers import act, make_policy
 from runs import FOLDER, Ledger
 from safetensors.torch import load_file
 from sweep import Sweep, TrainedRuns, table
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_edp.evaluation import PolicyEvaluator
 from torchrl_edp.training import (
@@ -106,7 +107,7 @@ def sweep_main(folder, *policies):
 def test_nothing_is_evaluated_twice(saved, dataset, tmp_path, monkeypatch, capsys):
     calls = counted_calls(monkeypatch)
     sweep_main(tmp_path / "out", saved)
-    assert calls == [{"seed": 0}] * 3
+    assert calls == [{"seed": 0, "exploration_type": ExplorationType.RANDOM}] * 3
     first = capsys.readouterr().out
     monkeypatch.setattr(points_module, "load_dataset", None)
     sweep_main(tmp_path / "out", saved)
@@ -225,11 +226,34 @@ def test_table_6_and_a_figure_share_the_runs_they_train(tmp_path, monkeypatch):
     check_selection_of_feed_forward(next(row for row in rows if row["experiment"] == "td3_bc"))
 
 
-def check_selection_of_feed_forward(row):
-    """Candidates lie around the policy's action, and the run's averaged critics choose."""
+@pytest.mark.slow
+def test_table_6_draws_the_candidates_of_gaussian_policies(tmp_path, monkeypatch):
+    result = script(tmp_path, "table6.py", "crr", "--seeds", "0", *TINY)
+    assert result.returncode == 0, result.stderr
+    assert "| data | CRR | CRR + EAS | EDP | EDP + EAS | EDP, low noise |" in result.stdout
+    assert result.stdout.count("(1)") == 5 and "The paper" not in result.stdout
+    assert len(list((tmp_path / "out").glob("table6-crr_data.num_steps=2000_*.png"))) == 1
+    with (tmp_path / "out" / "runs.csv").open() as file:
+        (row,) = (row for row in csv.DictReader(file) if row["experiment"] == "crr")
+    monkeypatch.chdir(tmp_path)
+    run = recorded(row)
+    policy = table6.with_selection(run, SavedPolicy(run.folder), table6.DRAWS | {"num_action_samples": 1})
+    with set_exploration_type(ExplorationType.RANDOM):
+        chosen, own = (act(each, rows=100) for each in (policy, load_acting(SavedPolicy(run.folder), {})))
+    assert torch.equal(chosen, own) and own.std(0).min() > 0.1
+
+
+def recorded(row):
+    """The run of a row."""
     named = (f"dataset={row['dataset']}", f"seed={row['seed']}", f"optim.gradient_steps={row['updates']}")
     run = table6.Run(row["experiment"], (*named, *row["settings"].split()))
     assert run.key == row["key"]
+    return run
+
+
+def check_selection_of_feed_forward(row):
+    """Candidates lie around the policy's action, and the run's averaged critics choose."""
+    run = recorded(row)
     saved = SavedPolicy(run.folder)
     load = partial(table6.with_selection, run, saved)
     policy = load(table6.EXPLORATION)
