@@ -156,10 +156,11 @@ def test_default_acts_in_mazes_as_the_paper_does():
     assert maze.items() <= paper.items()
 
 
-def test_td3_acts_as_the_paper_does_everywhere():
+@pytest.mark.parametrize("name", ["edp_td3", "edp_crr"])
+def test_td3_and_crr_act_as_the_paper_does_everywhere(name):
     for dataset in DATASETS.values():
         default, paper = (
-            apply_preset(OmegaConf.structured(EXPERIMENTS["edp_td3"](preset=preset, dataset=dataset)), "edp_td3")
+            apply_preset(OmegaConf.structured(EXPERIMENTS[name](preset=preset, dataset=dataset)), name)
             for preset in ("default", "paper")
         )
         for cfg in (default, paper):

@@ -67,22 +67,27 @@ class EDPIQLConfig(ExperimentSettings):
 
 
 @dataclass
-class EDPTD3Config(ExperimentSettings):
-    """Everything ``examples/edp_td3.py`` can be told; it acts as the paper does, by one of ten candidates."""
+class _SelectingSettings(ExperimentSettings):
+    """Of what acts as the paper does, by one of ten candidates: its critics learn from several steps (README)."""
 
     diffusion: DiffusionSettings = field(
         default_factory=lambda: replace(ExperimentSettings().diffusion, initial_noise_scale=1.0)
     )
     policy: PolicySettings = field(default_factory=lambda: PolicySettings(num_action_samples=10))
     data: DataSettings = field(default_factory=_several_steps)
+
+
+@dataclass
+class EDPTD3Config(_SelectingSettings):
+    """Everything ``examples/edp_td3.py`` can be told."""
+
     loss: Any = field(default_factory=EDPTD3LossSettings)
 
 
 @dataclass
-class EDPCRRConfig(ExperimentSettings):
+class EDPCRRConfig(_SelectingSettings):
     """Everything ``examples/edp_crr.py`` can be told."""
 
-    data: DataSettings = field(default_factory=_several_steps)
     loss: Any = field(default_factory=EDPCRRLossSettings)
 
 
