@@ -55,7 +55,7 @@ LOSSES: dict[type, Callable[..., EDPLoss]] = {
 
 
 def _several_steps() -> DataSettings:
-    """For critics that ask what the policy would do next: one step of the data says too little of it (README)."""
+    """For critics that ask what the policy would do next: one step says too little of it (examples/results)."""
     return DataSettings(return_steps=10)
 
 
@@ -68,7 +68,7 @@ class EDPIQLConfig(ExperimentSettings):
 
 @dataclass
 class _SelectingSettings(ExperimentSettings):
-    """Of what acts as the paper does, by one of ten candidates: its critics learn from several steps (README)."""
+    """Of what acts by one of ten candidates, as in the paper: its critics see several steps (examples/results)."""
 
     diffusion: DiffusionSettings = field(
         default_factory=lambda: replace(ExperimentSettings().diffusion, initial_noise_scale=1.0)

@@ -251,7 +251,7 @@ def apply_preset(config: DictConfig, experiment: str, overrides: Sequence[str] =
 
 
 def _default_values(experiment: str, domain: str) -> dict[str, Any]:
-    """The domain's reward rule, IQL's own settings there, and what mazes need (README)."""
+    """The domain's reward rule, IQL's own settings there, and what mazes need (examples/results)."""
     values = dict(_DEFAULT_BY_DOMAIN.get(domain, {}))
     counterpart = COUNTERPARTS.get(experiment)
     if counterpart:

@@ -39,7 +39,7 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
         temperature: multiplies the advantage: the inverse of CRR's beta (paper: 1).
         weight_function: ``"exp"`` (default, the paper), or ``"step"``: 1 for a positive advantage, else 0.
         baseline: what the sampled actions' values become: ``"mean"`` (default, the paper) or ``"max"``.
-        num_action_samples: actions a_i per state. Default 2 (README, CRR's baseline; paper: 10).
+        num_action_samples: actions a_i per state. Default 2 (examples/results; paper: 10).
         sample_from: where the a_i come from: ``"policy"`` (default, as CRR has it) samples them by the actor's solver,
             all its calls for every a_i, from noise drawn or given as the actor's ``initial_noise_key``;
             ``"approximation"`` (paper) from N(approximated action, sample_deviation^2), which needs no network call
@@ -60,7 +60,7 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
             ``"sampled_mse"``: squared distance to one sample of N(approximated action, deviation^2).
         deviation: of the Gaussian, a float (default 1, the paper) or ``"learned"``: one trained value per dimension,
             the parameter ``log_deviation`` of this module, not of the actor.
-        guidance_weight: lambda; 0 is plain diffusion cloning. Default 5 (README, tuning); the paper: 1 in locomotion.
+        guidance_weight: lambda; 0 is plain diffusion cloning. Default 5 (examples/reproduce; paper: 1 in locomotion).
         guidance_weighting: weight of the guidance by diffusion step: ``"uniform"`` (paper), ``"alpha_bar"``, ``"snr"``.
         guidance_steps: (first, last) diffusion steps in 0..K-1 that are guided; None for all.
         guidance_start: where the approximated action comes from: ``"data"``, the corrupted data-set action (EDP), or

@@ -44,7 +44,7 @@ class EDPTD3Loss(SampledTargetLoss):
             reference code), ``"other"``: the next critic's (Diffusion-QL), or None: no division.
         num_backup_actions: actions drawn at the next state; 10 is the max-Q backup of antmaze. Default 1.
         backup_top_k: which of their values is used, per critic: the k-th largest. Default 1.
-        guidance_weight: lambda; 0 is plain diffusion cloning. Default 5 (README, tuning); the paper: 1 in locomotion.
+        guidance_weight: lambda; 0 is plain diffusion cloning. Default 5 (examples/reproduce; paper: 1 in locomotion).
         guidance_weighting: weight of the guidance by diffusion step: ``"uniform"`` (paper), ``"alpha_bar"``, ``"snr"``.
         guidance_steps: (first, last) diffusion steps in 0..K-1 that are guided; None for all.
         guidance_start: where the approximated action comes from: ``"data"``, the corrupted data-set action (EDP), or
