@@ -7,7 +7,8 @@ import pytest
 
 from torchrl_edp.configs.table import presets_table
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -18,6 +19,14 @@ def test_readme_has_python():
 @pytest.mark.parametrize("block", BLOCKS)
 def test_readme_block_runs(block):
     exec(compile(block, "README.md", "exec"), {})  # noqa: S102
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/results/README.md", "examples/reproduce/README.md"])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    assert links
+    files = [link for link in links if "://" not in link]
+    assert [link for link in files if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 def test_readme_shows_the_presets():
