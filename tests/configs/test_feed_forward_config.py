@@ -82,7 +82,8 @@ def test_values():
     assert preset_values("default", "iql", HOPPER) == {}
     maze = {name: preset_values("default", name, "local/pointmaze/medium-v0") for name in NAMES}
     one_step = {"data.return_steps": 1}
-    assert maze == dict.fromkeys(NAMES, one_step) | {"td3_bc": one_step | {"network.critic_layer_norm": True}}
+    normed = one_step | {"network.critic_layer_norm": True}
+    assert maze == dict.fromkeys(NAMES, one_step) | {"td3_bc": normed, "crr": normed}
     for preset in ("default", "paper"):
         antmaze = preset_values(preset, "iql", "D4RL/antmaze/umaze-v1")
         assert (antmaze["loss.temperature"], antmaze["loss.expectile"]) == (10.0, 0.9)

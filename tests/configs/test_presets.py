@@ -81,7 +81,8 @@ def lengths(weight, thousands, lr=3e-4):
         ("default", "edp_iql", "maze", {"data.reward_rule": "absent", "policy.num_action_samples": 10}),
         ("default", "edp_iql", "maze", {"network.critic_layer_norm": "absent"}),
         ("default", "edp_td3", "maze", {"network.critic_layer_norm": True, "policy.num_action_samples": 10}),
-        ("default", "edp_crr", "maze", {"network.critic_layer_norm": "absent", "data.return_steps": 1}),
+        ("default", "edp_crr", "maze", {"network.critic_layer_norm": True, "data.return_steps": 1}),
+        ("default", "edp_crr", "locomotion", {"network.critic_layer_norm": "absent"}),
         ("default", "edp_td3", "locomotion", {"network.critic_layer_norm": "absent"}),
     ],
 )

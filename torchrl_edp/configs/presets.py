@@ -35,7 +35,7 @@ _DPM_SOLVER = {"diffusion.solver": "dpm_solver", "diffusion.num_calls": 15}
 _DPM_OPTIONS = {"diffusion.solver_kwargs": {"order": 3, "spacing": "time"}}
 
 # A maze is solved by choosing where to go: candidates must differ, and what the data did for many steps says little.
-# There TD3's critics overestimate; LayerNorm holds them.
+# There critics that ask what the policy would do overestimate; LayerNorm holds them.
 _DEFAULT_BY_DOMAIN: dict[str, dict[str, Any]] = {
     "maze": {"data.return_steps": 1, "policy.num_action_samples": 10, "diffusion.initial_noise_scale": 1.0},
     "antmaze": {"data.return_steps": 1},
@@ -258,7 +258,7 @@ def _default_values(experiment: str, domain: str) -> dict[str, Any]:
         values = {key: value for key, value in values.items() if key.startswith("data.")}
     if domain in ("antmaze", "adroit", "kitchen"):
         values["data.reward_rule"] = _reward_rule(counterpart or experiment, domain)
-    if domain == "maze" and (counterpart or experiment) == "edp_td3":
+    if domain == "maze" and (counterpart or experiment) in ("edp_td3", "edp_crr"):
         values["network.critic_layer_norm"] = True
     if experiment == "iql":
         values |= IQL_BY_DOMAIN.get(domain, {})
