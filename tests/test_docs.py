@@ -23,7 +23,7 @@ def test_readme_block_runs(block):
 
 @pytest.mark.parametrize("page", ["README.md", "examples/results/README.md", "examples/reproduce/README.md"])
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text())
     assert links
     files = [link for link in links if "://" not in link]
     assert [link for link in files if not (ROOT / page).parent.joinpath(link).exists()] == []

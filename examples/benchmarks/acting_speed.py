@@ -6,7 +6,7 @@
 What is timed is one call of the shipped policy, a tensordict of raw observations in, actions of the environment out:
 normaliser, sampler, critics, choice, scaler. The work: observation 17, action 6, networks of 3 x 256 with Mish, two
 critics. ``paper``: K = 1000, single-step DPM-Solver-3 with 15 calls, ten candidates of which one is drawn by its
-energy. ``default``: the default preset's sampler and choice, K = 100, velocity prediction, DPM-Solver++ 2M with 5 calls
+energy. ``default``: EDP-IQL's sampler and choice by default, K = 100, velocity prediction, DPM-Solver++ 2M with 5 calls
 uniform in log-SNR, one candidate.
 Cases of one setting and number of observations are interleaved; compare within them.
 """

@@ -4,7 +4,7 @@
     python examples/reproduce/fig4.py --policies runs/edp_td3/*/* --episodes 50
 
 No training: one trained policy per data set acts with 1 to 200 candidates. The paper's policies, and EDP-TD3's, draw
-them at full noise; from a quarter of it, as other defaults act, they hardly differ. Hence both.
+them at full noise; from a quarter of it, where EDP-IQL starts by default, they hardly differ. Hence both.
 """
 
 from __future__ import annotations

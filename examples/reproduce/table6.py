@@ -6,10 +6,10 @@
 
 The final policies of TD3+BC and EDP-TD3, ``--episodes`` episodes each. A deterministic policy has no candidates to
 choose from: it gets 10, its action plus TD3's exploration noise N(0, 0.1) in units of the action range [-1, 1],
-clipped. Those of CRR and IQL, which act by their mean, are Gaussian: their candidates are drawn from them, as CRR's
-own critic-weighted policy does (https://arxiv.org/abs/2006.15134). The run's averaged critics choose by Alg. 2, as for
-EDP. EDP with and without selection acts at full initial noise, as in the paper; "low noise" is one action from a
-quarter of it.
+clipped. The policies of CRR and IQL are Gaussian and act by their mean: their candidates are drawn from them, as CRR's
+own critic-weighted policy does (https://arxiv.org/abs/2006.15134); what one draw costs is shown beside. The run's
+averaged critics choose by Alg. 2, as EDP's do by default. EDP with and without selection acts at full initial noise,
+as in the paper; "low noise" is one action from a quarter of it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torchrl_edp.modules import EnergyBasedActionSelector
 from torchrl_edp.training import EnvironmentPolicy, build_qvalue, load_policy
 from torchrl_edp.training.checkpoint import CheckpointStore
 
+ONE = {"num_action_samples": 1}
 EXPLORATION = {"num_action_samples": 10, "exploration_noise": 0.1}
 DRAWS = {"num_action_samples": 10, "exploration_noise": 0.0}  # a Gaussian policy explores by itself
 
@@ -40,8 +41,9 @@ def _cases(algorithm: str, candidates: Acting) -> dict[str, tuple[str, Acting]]:
     feed_forward, edp = f"{algorithm} FF", f"{algorithm} EDP"
     return {
         algorithm: (feed_forward, {}),
+        **({} if candidates["exploration_noise"] else {f"{algorithm}, drawn": (feed_forward, DRAWS | ONE)}),
         f"{algorithm} + EAS": (feed_forward, candidates),
-        "EDP": (edp, FULL_NOISE | {"num_action_samples": 1}),
+        "EDP": (edp, FULL_NOISE | ONE),
         "EDP + EAS": (edp, PAPER),
         "EDP, low noise": (edp, LITTLE_NOISE),
     }
@@ -55,7 +57,7 @@ PAPER_SAYS = (
 
 
 def with_selection(run: Run, saved: SavedPolicy, acting: Acting) -> EnvironmentPolicy:
-    """The feed-forward policy of a run, its action chosen among noisy copies by the run's averaged critics.
+    """The feed-forward policy of a run, its action chosen by the run's averaged critics among noisy copies or draws.
 
     Raises:
         ValueError: if the run's last checkpoint is not there.

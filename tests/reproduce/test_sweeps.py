@@ -227,17 +227,19 @@ def test_table_6_and_a_figure_share_the_runs_they_train(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_table_6_draws_the_candidates_of_gaussian_policies(tmp_path, monkeypatch):
-    result = script(tmp_path, "table6.py", "crr", "--seeds", "0", *TINY)
+@pytest.mark.parametrize("name", ["crr", "iql"])
+def test_table_6_draws_the_candidates_of_gaussian_policies(tmp_path, monkeypatch, name):
+    result = script(tmp_path, "table6.py", name, "--seeds", "0", *TINY)
     assert result.returncode == 0, result.stderr
-    assert "| data | CRR | CRR + EAS | EDP | EDP + EAS | EDP, low noise |" in result.stdout
-    assert result.stdout.count("(1)") == 5 and "The paper" not in result.stdout
-    assert len(list((tmp_path / "out").glob("table6-crr_data.num_steps=2000_*.png"))) == 1
+    own = name.upper()
+    assert f"| data | {own} | {own}, drawn | {own} + EAS | EDP | EDP + EAS | EDP, low noise |" in result.stdout
+    assert result.stdout.count("(1)") == 6 and "The paper" not in result.stdout
+    assert len(list((tmp_path / "out").glob(f"table6-{name}_data.num_steps=2000_*.png"))) == 1
     with (tmp_path / "out" / "runs.csv").open() as file:
-        (row,) = (row for row in csv.DictReader(file) if row["experiment"] == "crr")
+        (row,) = (row for row in csv.DictReader(file) if row["experiment"] == name)
     monkeypatch.chdir(tmp_path)
     run = recorded(row)
-    policy = table6.with_selection(run, SavedPolicy(run.folder), table6.DRAWS | {"num_action_samples": 1})
+    policy = table6.with_selection(run, SavedPolicy(run.folder), table6.DRAWS | table6.ONE)
     with set_exploration_type(ExplorationType.RANDOM):
         chosen, own = (act(each, rows=100) for each in (policy, load_acting(SavedPolicy(run.folder), {})))
     assert torch.equal(chosen, own) and own.std(0).min() > 0.1

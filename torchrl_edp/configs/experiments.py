@@ -68,7 +68,7 @@ class EDPIQLConfig(ExperimentSettings):
 
 @dataclass
 class _SelectingSettings(ExperimentSettings):
-    """Of what acts by one of ten candidates, as in the paper: its critics see several steps (examples/results)."""
+    """Acting by one of ten candidates, as in the paper, and critics that can tell them apart (examples/results)."""
 
     diffusion: DiffusionSettings = field(
         default_factory=lambda: replace(ExperimentSettings().diffusion, initial_noise_scale=1.0)
