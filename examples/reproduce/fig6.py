@@ -9,10 +9,8 @@ No training: one trained policy per data set draws one action, without selection
 
 from __future__ import annotations
 
-from points import FULL_NOISE, LITTLE_NOISE
+from points import FULL_NOISE, LITTLE_NOISE, ONE
 from sweep import Sweep
-
-ONE = {"num_action_samples": 1}
 
 SWEEP = Sweep(
     "fig6",

@@ -30,8 +30,9 @@ POINTS = "points.csv"  # one file for all figures, which share many of their poi
 COLUMNS = ("key", "policy", "dataset", "acting", "episodes", "score", "deviation", "seconds", "torch", "date", "scores")
 
 FULL_NOISE = {"initial_noise_scale": 1.0}
+ONE = {"num_action_samples": 1}
 PAPER = FULL_NOISE | {"num_action_samples": 10}  # how the paper's policies act, EDP-TD3's and EDP-CRR's by default
-LITTLE_NOISE = {"initial_noise_scale": 0.25, "num_action_samples": 1}  # as EDP-IQL's act by default, but in mazes
+LITTLE_NOISE = ONE | {"initial_noise_scale": 0.25}  # as EDP-IQL's act by default, but in mazes
 
 COMPILED_ROWS = 1_000  # actions at a time from which on compiling pays in a few hundred steps
 

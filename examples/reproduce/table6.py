@@ -20,7 +20,19 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from points import COLUMNS, FULL_NOISE, LITTLE_NOISE, PAPER, POINTS, Acting, Point, SavedPolicy, evaluate, load_acting
+from points import (
+    COLUMNS,
+    FULL_NOISE,
+    LITTLE_NOISE,
+    ONE,
+    PAPER,
+    POINTS,
+    Acting,
+    Point,
+    SavedPolicy,
+    evaluate,
+    load_acting,
+)
 from runs import Ledger, Run
 from study import Row, draw, result_path, settings_note, table, write_rows
 from sweep import sweep_parser, trained
@@ -31,7 +43,6 @@ from torchrl_edp.modules import EnergyBasedActionSelector
 from torchrl_edp.training import EnvironmentPolicy, build_qvalue, load_policy
 from torchrl_edp.training.checkpoint import CheckpointStore
 
-ONE = {"num_action_samples": 1}
 EXPLORATION = {"num_action_samples": 10, "exploration_noise": 0.1}
 DRAWS = {"num_action_samples": 10, "exploration_noise": 0.0}  # a Gaussian policy explores by itself
 

@@ -60,7 +60,7 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
             ``"sampled_mse"``: squared distance to one sample of N(approximated action, deviation^2).
         deviation: of the Gaussian, a float (default 1, the paper) or ``"learned"``: one trained value per dimension,
             the parameter ``log_deviation`` of this module, not of the actor.
-        guidance_weight: lambda; 0 is plain diffusion cloning. Default 5 (examples/reproduce; paper: 1 in locomotion).
+        guidance_weight: lambda; 0 is plain diffusion cloning. Default 5 (README; the paper: 1 in locomotion).
         guidance_weighting: weight of the guidance by diffusion step: ``"uniform"`` (paper), ``"alpha_bar"``, ``"snr"``.
         guidance_steps: (first, last) diffusion steps in 0..K-1 that are guided; None for all.
         guidance_start: where the approximated action comes from: ``"data"``, the corrupted data-set action (EDP), or
