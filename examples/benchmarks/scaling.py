@@ -1,4 +1,4 @@
-"""How the cost of one update grows with batch size, width and solver calls, and that it does not with K.
+"""How the cost of one update grows with batch size, width, solver calls and seeds, and that it does not with K.
 
     python examples/benchmarks/scaling.py --output examples/benchmarks/results/scaling
     python examples/benchmarks/scaling.py --axes linear vp --compile      # a compile takes 20 to 60 s per case
@@ -6,8 +6,7 @@
 What is timed is ``TrainState.update`` with ``EDPTD3Loss``, the loss whose cost contains the sampler. One size at a time
 moves away from the paper's: observation 17, action 6, batch 256, networks of 3 x 256 with Mish, K = 1000 in the linear
 schedule, DPM-Solver-3 with 15 calls. The calls stay at 15 whatever K is, also where K is less: the solver works in
-continuous time. The values of one axis are interleaved; compare within an axis. Seeds are no axis: an update trains
-one seed, and further ones cost as many updates again.
+continuous time. Seeds are those of a ``MultiSeedLoss``. The values of one axis are interleaved: compare within an axis.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness import Case, interleave, report
-from work import Work, edp_state, tiny_work
+from work import Work, edp_state, seeds_state, tiny_work
 
 from torchrl_edp.training import NetworkSettings
 
@@ -28,6 +27,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "linear": (25, 100, 1000),  # this schedule needs K > 20
     "vp": (5, 100, 1000),
     "calls": (1, 5, 10, 15, 30),
+    "seeds": (1, 2, 5),
 }
 COLUMNS = ["axis", "value", "per_second", "quartiles", "cost"]
 NOTES = (
@@ -53,7 +53,10 @@ def measure(
     """A row of results per value; ``spread`` is that of the axis."""
     cases = []
     for value in values:
-        state = edp_state(resized(work, axis, value), "td3", compile=compile)
+        if axis == "seeds":
+            state = seeds_state(work, "td3", value, compile=compile)
+        else:
+            state = edp_state(resized(work, axis, value), "td3", compile=compile)
         about = {"axis": axis, "value": value, "compiled": compile}
         cases.append(Case(f"{axis} {value}", state.update, about=about))
     rows = interleave(cases, rounds=rounds, seconds=seconds)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 
 from torchrl_edp import EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
 from torchrl_edp.data import from_arrays, make_replay_buffer
+from torchrl_edp.objectives import MultiSeedLoss
+from torchrl_edp.objectives.common import EDPLoss
 from torchrl_edp.training import (
     DiffusionSettings,
     EDPTargetUpdate,
@@ -62,7 +64,7 @@ def make_buffer(work: Work) -> TensorDictReplayBuffer:
     return make_replay_buffer(data.transitions, batch_size=work.batch_size, device=work.device)
 
 
-def make_loss(work: Work, name: str, **options: Any) -> nn.Module:
+def make_loss(work: Work, name: str, **options: Any) -> EDPLoss:
     """An EDP loss on new networks, with the paper's discount and, for CRR, its samples."""
     torch.manual_seed(0)
     sizes = work.observation_size, work.action_size
@@ -75,6 +77,12 @@ def make_loss(work: Work, name: str, **options: Any) -> nn.Module:
 def edp_state(work: Work, name: str, *, compile: bool = False, **options: Any) -> TrainState:
     """The train state of an EDP loss; a TrainState's ``update`` is what is timed."""
     loss = make_loss(work, name, **options)
+    return TrainState(loss, make_buffer(work), EDPTargetUpdate(loss), compile=compile, **ADAM)
+
+
+def seeds_state(work: Work, name: str, seeds: int, *, compile: bool = False) -> TrainState:
+    """The train state of several seeds, which here start from the same parameters."""
+    loss = MultiSeedLoss(lambda: make_loss(work, name), range(seeds))
     return TrainState(loss, make_buffer(work), EDPTargetUpdate(loss), compile=compile, **ADAM)
 
 

@@ -28,6 +28,7 @@ def test_scaling_times_every_axis(tmp_path):
     assert [(row["axis"], row["value"]) for row in rows] == [
         *[("batch", 64), ("batch", 256), ("width", 64), ("width", 128)],
         *[("linear", 25), ("linear", 100), ("vp", 5), ("vp", 100), ("calls", 1), ("calls", 5)],
+        *[("seeds", 1), ("seeds", 2)],
     ]
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         rates = first["per_second"], second["per_second"]

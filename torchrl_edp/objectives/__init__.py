@@ -10,6 +10,7 @@ from torchrl_edp.objectives.diagnostics import (
 )
 from torchrl_edp.objectives.feed_forward_crr import CRRLoss
 from torchrl_edp.objectives.iql import EDPIQLLoss
+from torchrl_edp.objectives.seeds import MultiSeedLoss
 from torchrl_edp.objectives.td3 import EDPTD3Loss
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "EDPCRRLoss",
     "EDPIQLLoss",
     "EDPTD3Loss",
+    "MultiSeedLoss",
     "clipped_share_by_step",
     "guidance_share_by_step",
     "qvalue_bound",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.data import Bounded, Composite, TensorSpec
@@ -183,8 +183,10 @@ class EDPTD3Loss(SampledTargetLoss):
             self._bounds = bounds
 
     def _guidance(self, tensordict: TensorDictBase, terms: DiffusionTerms) -> tuple[Tensor, dict[str, Tensor]]:
-        # Not detach(): a tensordict remembers its result, and a cast or a move of the loss would leave that behind.
-        params, action = self.qvalue_network_params.data, terms.approximated_action
+        params, action = self.qvalue_network_params, terms.approximated_action
+        # A module's tensordict remembers what detach() gave, and a cast or a move of the loss would leave that behind;
+        # that of a MultiSeedLoss is mapped over seeds, where tensors have no data.
+        params = params.data if isinstance(params, TensorDictParams) else params.detach()
         if self.guidance_qvalue == "random":
             head = torch.randint(self.num_qvalue_nets, (1,), device=action.device)
             qvalue = self._qvalues(tensordict, params[head], action)[0]

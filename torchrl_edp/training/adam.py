@@ -24,6 +24,7 @@ class NetworkOptimizer:
         parameters: of the network.
         lr: learning rate; ``optimizer.lr.fill_(...)`` changes it.
         clip_grad: largest norm of the network's gradient; None for no clipping.
+        seed_dims: 1 if the parameters are those of several seeds, stacked: each seed's gradient is clipped by its norm.
 
     Examples:
         >>> layer = nn.Linear(2, 1)
@@ -33,9 +34,12 @@ class NetworkOptimizer:
         >>> optimizer.step(gradients, norm)
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], *, lr: float, clip_grad: float | None = None) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], *, lr: float, clip_grad: float | None = None, seed_dims: int = 0
+    ) -> None:
         self.parameters = list(parameters)
         self.clip_grad = clip_grad
+        self.seed_dims = seed_dims
         first = self.parameters[0]
         self.lr = torch.tensor(lr, dtype=first.dtype, device=first.device)
         self.exp_avgs = [torch.zeros_like(parameter) for parameter in self.parameters]
@@ -48,9 +52,13 @@ class NetworkOptimizer:
 
     @torch.no_grad()
     def norm(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """The common norm of ``gradients``; not finite where any of their entries is not."""
-        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
-        return torch.stack(norms).square().sum().sqrt()
+        """The common norm of ``gradients``, or each seed's [S]; not finite where any of their entries is not."""
+        present = [gradient for gradient in gradients if gradient is not None]
+        if self.seed_dims:
+            norms = [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in present]
+        else:
+            norms = [torch.linalg.vector_norm(gradient) for gradient in present]
+        return torch.stack(norms).square().sum(0).sqrt()
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], norm: Tensor, valid: Tensor | None = None) -> None:
@@ -74,7 +82,7 @@ class NetworkOptimizer:
     def _fused_step(self, gradients: list[Tensor], scale: Tensor, state: _State, valid: Tensor | None) -> None:
         """The fastest step eagerly. The kernel reads memory in order, whatever the strides say."""
         parameters, means, squares, steps = state
-        gradients = [(gradient * scale).contiguous() for gradient in gradients]
+        gradients = [(gradient * _as(scale, gradient)).contiguous() for gradient in gradients]
         found_inf = None if valid is None else valid.logical_not().float()
         options: dict[str, Any] = {"lr": self.lr, "beta1": _BETA1, "beta2": _BETA2, "eps": _EPS, "found_inf": found_inf}
         options |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False, "fused": True}
@@ -88,15 +96,15 @@ class NetworkOptimizer:
         """
         time = state[3][0] + 1
         rate, root = self.lr / (1 - _BETA1**time), (1 - _BETA2**time).sqrt()
-        scale, rate, root = torch.stack([scale, rate, root]).unbind()
-        gradients = [gradient * scale for gradient in gradients]
+        scale, rate, root = torch.stack(torch.broadcast_tensors(scale, rate, root)).unbind()
+        gradients = [gradient * _as(scale, gradient) for gradient in gradients]
         means = [mean.lerp(gradient, 1 - _BETA1) for mean, gradient in zip(state[1], gradients, strict=True)]
         squares = [
             torch.addcmul(square * _BETA2, gradient, gradient, value=1 - _BETA2)
             for square, gradient in zip(state[2], gradients, strict=True)
         ]
         parameters = [
-            parameter - rate * mean / (square.sqrt() / root + _EPS)
+            parameter - _as(rate, mean) * mean / (square.sqrt() / _as(root, mean) + _EPS)
             for parameter, mean, square in zip(state[0], means, squares, strict=True)
         ]
         steps = [step + 1 for step in state[3]]
@@ -104,3 +112,8 @@ class NetworkOptimizer:
             if valid is not None:
                 after = [torch.where(valid, new, old) for new, old in zip(after, before, strict=True)]
             torch._foreach_copy_(before, after)  # in a graph of torch 2.13 a float64 scalar's own copy_ is lost
+
+
+def _as(value: Tensor, other: Tensor) -> Tensor:
+    """A scalar, or one value a seed, in a shape that multiplies ``other``."""
+    return value.reshape(value.shape + (1,) * (other.ndim - 1)) if value.ndim else value

@@ -22,11 +22,11 @@ def not_finite(
 
     Args:
         update: its number, from 1.
-        metrics: its losses and gradient norms.
+        metrics: its losses and gradient norms, of several seeds [S].
         optimizers: of the networks, by name; their parameters are searched for the cause.
         buffer: searched too.
     """
-    terms = ", ".join(f"{name} = {value.item()}" for name, value in metrics.items() if not value.isfinite().all())
+    terms = ", ".join(f"{name} = {value.tolist()}" for name, value in metrics.items() if not value.isfinite().all())
     return FloatingPointError(
         f"Update {update}: expected finite losses and gradients, got {terms or 'others'}. The step was not taken: "
         f"parameters, moments and targets are as they were. {_cause(optimizers, buffer)}"

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
 from torchrl.objectives import LossModule
 
+from torchrl_edp.objectives import MultiSeedLoss
 from torchrl_edp.training.adam import NetworkOptimizer
 from torchrl_edp.training.bias import AddBiasLater
 from torchrl_edp.training.exponential import InlineExp
@@ -43,7 +44,8 @@ class TrainState:
     """Everything an update depends on: parameters, targets, optimizer, data, counters.
 
     Args:
-        loss: an EDP loss, or in joint order any TorchRL loss whose terms are named ``loss_...``.
+        loss: an EDP loss, or in joint order any TorchRL loss whose terms are named ``loss_...``; a
+            :class:`~torchrl_edp.objectives.MultiSeedLoss` trains several seeds, each on batches of its own.
         buffer: a replay buffer with the data.
         targets: the target updater of ``loss``.
         lr: Adam's learning rate (paper: 3e-4).
@@ -100,10 +102,11 @@ class TrainState:
         self.policy_every = policy_every
         self.compiled = compile
         self.updates = 0
+        self._seeds = (loss.num_seeds,) if isinstance(loss, MultiSeedLoss) else ()
         networks = _parameters_by_network(loss)
         rates = {name: lr if name == "actor" or critic_lr is None else critic_lr for name in networks}
         self.optimizers = {
-            name: NetworkOptimizer(parameters, lr=rates[name], clip_grad=clip_grad)
+            name: NetworkOptimizer(parameters, lr=rates[name], clip_grad=clip_grad, seed_dims=len(self._seeds))
             for name, parameters in networks.items()
         }
         self._actor_lr = lr
@@ -112,7 +115,7 @@ class TrainState:
         self.check_every = 1 if self._actor_rate.device.type == "cpu" else CHECK_EVERY
         self._unchecked: list[tuple[int, dict[str, Tensor], Tensor]] = []
         names = ("loss",) if update_order == "joint" else loss.sequential_terms
-        self._terms = [_term(loss, name) for name in names]
+        self._terms = [_term(loss, name, len(self._seeds)) for name in names]
         # A uniform sampler's batch is gathered inside the update; any other buffer draws its own.
         self._storage = buffer[:] if _is_plain(buffer) else None
         self._step = self._compile() if compile else self._update
@@ -120,8 +123,9 @@ class TrainState:
     def _compile(self) -> Callable[..., _Updated]:
         """Compile the update; what the terms set up at their first call must be there before."""
         with torch.random.fork_rng(), torch.no_grad():
+            batch = self.buffer[: self.buffer.batch_size]
             for term in self._terms:
-                term(self.buffer[: self.buffer.batch_size])
+                term(batch.expand(*self._seeds, *batch.batch_size).contiguous() if self._seeds else batch)
         options = _COMPILE_OPTIONS | (_CPU_OPTIONS if self._actor_rate.device.type == "cpu" else {})
         # Without guards another state's graph would be taken for this one's: the function is compiled in isolation.
         compiled = torch.compile(  # type: ignore[call-overload]
@@ -135,16 +139,13 @@ class TrainState:
         return step
 
     def update(self) -> dict[str, Tensor]:
-        """One gradient step of every network and of the targets; returns detached losses and metrics.
+        """One gradient step of every network and of the targets; returns detached losses and metrics [], or [S].
 
         Raises:
             FloatingPointError: where a loss or a gradient is not finite. No such step is taken: parameters, moments and
                 targets stay as they are. On a CPU the error comes at once, elsewhere at the next :meth:`check`.
         """
-        if self._storage is None:
-            batch, index = self.buffer.sample(), None
-        else:
-            batch, index = self._storage, self.buffer.sampler.sample(self.buffer.storage, self.buffer.batch_size)[0]
+        batch, index = self._draw()
         if self.decay == "cosine":
             share = 0.5 * (1 + math.cos(math.pi * min(self.updates / self.gradient_steps, 1.0)))
             self.optimizers["actor"].lr.fill_(self._actor_lr * share)
@@ -156,6 +157,16 @@ class TrainState:
         if len(self._unchecked) >= self.check_every:
             self.check()
         return metrics
+
+    def _draw(self) -> tuple[TensorDictBase, Tensor | None]:
+        """The batch, or the whole data and the rows to take from it; with several seeds [S, batch_size]."""
+        if self._storage is not None:
+            shape = (*self._seeds, self.buffer.batch_size)
+            index = self.buffer.sampler.sample(self.buffer.storage, math.prod(shape))[0]
+            return self._storage, index.reshape(shape)
+        if self._seeds:
+            return torch.stack([self.buffer.sample() for _ in range(*self._seeds)]).contiguous(), None
+        return self.buffer.sample(), None
 
     def check(self) -> None:
         """Raise the error of the first update since the last check that had to be left out, if there is one."""
@@ -231,7 +242,7 @@ class TrainState:
     def _descend(self, total: Tensor, valid: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """A step of every network that has gradients, if all is finite; the others stay as they are."""
         parameters = [parameter for optimizer in self.optimizers.values() for parameter in optimizer.parameters]
-        gradients = iter(torch.autograd.grad(total, parameters, allow_unused=True))
+        gradients = iter(torch.autograd.grad(total.sum(), parameters, allow_unused=True))
         own = {name: [next(gradients) for _ in optimizer.parameters] for name, optimizer in self.optimizers.items()}
         own = {name: values for name, values in own.items() if any(value is not None for value in values)}
         norms = {name: self.optimizers[name].norm(values) for name, values in own.items()}
@@ -270,17 +281,20 @@ def _parameters_by_network(loss: LossModule) -> dict[str, list[torch.nn.Paramete
     return groups
 
 
-def _term(loss: LossModule, name: str) -> Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]:
+def _term(loss: LossModule, name: str, seed_dims: int) -> Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]:
     """A function of the batch that gives the loss to differentiate and detached values to log."""
+
+    def mean(value: Tensor) -> Tensor:
+        return value.reshape(*value.shape[:1], -1).mean(1) if seed_dims else value.mean()
 
     def joint(batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         output = loss(batch)
         total = sum(value for key, value in output.items() if key.startswith("loss_"))
-        return total, {key: value.detach().mean() for key, value in output.items()}
+        return total, {key: mean(value.detach()) for key, value in output.items()}
 
     def single(batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         total, metrics = getattr(loss, name)(batch)
-        logged: dict[str, Any] = {key: value.mean() for key, value in metrics.items()}
+        logged: dict[str, Any] = {key: mean(value) for key, value in metrics.items()}
         return total, logged | {f"loss_{name.removesuffix('_loss')}": total.detach()}
 
     return joint if name == "loss" else single

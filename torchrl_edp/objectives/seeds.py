@@ -1,0 +1,170 @@
+"""Several seeds of one loss, computed together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from torch import nn
+from torchrl.objectives import LossModule
+
+from torchrl_edp.objectives.common import EDPLoss
+
+
+class MultiSeedLoss(LossModule):
+    """The same EDP loss with the parameters of several seeds: one computation in place of one per seed.
+
+    These networks are too small to fill a GPU, and results are reported over several seeds. Parameters and targets of
+    all seeds are stacked along a first dimension, and the loss is mapped over it, so that target updaters, optimizers
+    and :class:`~torchrl_edp.training.TrainState` work on all seeds at once. Every seed has batches, draws and gradients
+    of its own.
+
+    Args:
+        make_loss: builds the loss of one seed, with networks of its own and a value estimator.
+        seeds: the seed of torch's generator for each call of ``make_loss``; at least one.
+
+    Attributes:
+        losses: the loss of each seed. Its parameters and targets are views of the stacked ones: it evaluates and saves
+            what is trained here.
+
+    Raises:
+        TypeError: if ``make_loss`` gives no EDP loss.
+        ValueError: without seeds, or if networks share parameters, of one seed or of several.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_edp import EDPIQLLoss
+        >>> from torchrl_edp.training import DiffusionSettings, NetworkSettings, build_actor, build_qvalue, build_value
+        >>> network = NetworkSettings(hidden_sizes=[8])
+        >>> def make_loss():
+        ...     actor = build_actor(3, 2, network, DiffusionSettings())
+        ...     loss = EDPIQLLoss(actor, build_qvalue(3, 2, network), build_value(3, network))
+        ...     return loss.make_value_estimator(gamma=0.99)
+        >>> loss = MultiSeedLoss(make_loss, seeds=range(5))
+        >>> next_state = {"observation": torch.rand(5, 4, 3), "reward": torch.rand(5, 4, 1)}
+        >>> next_state |= {name: torch.zeros(5, 4, 1, dtype=torch.bool) for name in ("done", "terminated")}
+        >>> batch = {"observation": torch.rand(5, 4, 3), "action": torch.rand(5, 4, 2), "next": next_state}
+        >>> loss(TensorDict(batch, batch_size=[5, 4]))["loss_actor"].shape
+        torch.Size([5])
+    """
+
+    def __init__(self, make_loss: Callable[[], EDPLoss], seeds: Iterable[int]) -> None:
+        losses = tuple(_seeded(make_loss, seeds))
+        _check(losses)
+        super().__init__()
+        for loss in losses:  # its targets follow those of all seeds
+            loss._has_update_associated.update(dict.fromkeys(loss._has_update_associated, True))
+        self.num_seeds = len(losses)
+        self.sequential_terms = losses[0].sequential_terms
+        self.in_keys, self.out_keys = losses[0].in_keys, losses[0].out_keys
+        # Beside the modules: what is trained are the stacked parameters, once.
+        self.__dict__["losses"] = losses
+        self.__dict__["_template"] = copy.copy(losses[0])
+        for term in losses[0].terms:
+            self.__dict__[term] = partial(self._each, term)
+        self._stack()
+        self._share()
+        sources = [name for name in self._modules if not name.startswith("target_")]
+        self._untargeted = {name for name in sources if f"target_{name}" not in self._modules}
+        self._has_update_associated = {name.removesuffix("_params"): name in self._untargeted for name in sources}
+        self._fill(self._entries())
+
+    def _stack(self) -> None:
+        """Register parameters and targets of all seeds, stacked: parameters as parameters, the rest as buffers."""
+        for name, params in _networks(self.losses[0]):
+            stacked = cast(TensorDict, torch.stack([getattr(loss, name).data for loss in self.losses])).contiguous()
+            for key, own in params.items(True, True):
+                value = stacked.get(key)
+                is_parameter = isinstance(own, nn.Parameter)
+                stacked.set(key, nn.Parameter(value, own.requires_grad) if is_parameter else nn.Buffer(value))
+            self._modules[name] = TensorDictParams(stacked, no_convert=True)
+        for name, own in self.losses[0].named_parameters(recurse=False):
+            values = torch.stack([getattr(loss, name).data for loss in self.losses])
+            self.register_parameter(name, nn.Parameter(values, own.requires_grad))
+
+    def _entries(self) -> dict[str, Any]:
+        """What is stacked, by name: tensordicts of networks and single parameters."""
+        return {**self._modules, **self._parameters}
+
+    def _share(self) -> None:
+        """Make the tensors of every seed's loss views of the stacked ones."""
+        for name, value in self._entries().items():
+            for seed, loss in enumerate(self.losses):
+                own = getattr(loss, name)
+                if isinstance(own, TensorDictParams):
+                    for key, tensor in own.items(True, True):
+                        tensor.data = value.get(key).data[seed]
+                else:
+                    own.data = value.data[seed]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """All losses of all seeds from the same parameters, as the loss of one gives them.
+
+        Args:
+            tensordict: a batch of every seed [S, *B].
+
+        Returns:
+            Losses and metrics [S, ...]. Priorities are not written.
+        """
+        return cast(TensorDict, self._each("forward", tensordict))
+
+    def _each(self, term: str, tensordict: TensorDictBase) -> Any:
+        """``term`` of every seed's loss. Inside, the template has the parameters of one seed."""
+        if tensordict.batch_size[:1] != (self.num_seeds,):
+            batch_size = list(tensordict.batch_size)
+            raise ValueError(f"Expected a batch of every seed, [{self.num_seeds}, ...], got batch size {batch_size}.")
+
+        def one(own: dict[str, Any], batch: TensorDictBase) -> Any:
+            self._fill(own)
+            return getattr(self._template, term)(batch)
+
+        stacked = self._entries()
+        try:
+            return torch.vmap(one, randomness="different")(stacked, tensordict)
+        finally:
+            self._fill(stacked)
+
+    def _fill(self, values: Mapping[str, Any]) -> None:
+        """Give the template parameters, which hide those of the loss that it is a copy of."""
+        for name, value in values.items():
+            object.__setattr__(self._template, name, value)
+            if name in self._untargeted:  # V of IQL; TorchRL would take its data, which vmap has not
+                object.__setattr__(self._template, f"target_{name}", value.detach())
+
+    def _apply(self, fn: Callable[..., Any]) -> MultiSeedLoss:
+        for loss in self.losses:
+            loss._apply(fn)
+        super()._apply(fn)
+        self._share()
+        return self
+
+
+def _seeded(make_loss: Callable[[], EDPLoss], seeds: Iterable[int]) -> Iterator[EDPLoss]:
+    for seed in seeds:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield make_loss()
+
+
+def _networks(loss: EDPLoss) -> Iterator[tuple[str, TensorDictParams]]:
+    for name, module in loss.named_children():
+        if isinstance(module, TensorDictParams):
+            yield name, module
+
+
+def _check(losses: Sequence[EDPLoss]) -> None:
+    if not losses:
+        raise ValueError("MultiSeedLoss: expected at least one seed, got none.")
+    for loss in losses:
+        if not isinstance(loss, EDPLoss):
+            raise TypeError(f"MultiSeedLoss: make_loss must give an EDP loss, got {type(loss).__name__}.")
+    tensors = [tensor for loss in losses for _, params in _networks(loss) for tensor in params.values(True, True)]
+    if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) < len(tensors):
+        raise ValueError(
+            "MultiSeedLoss: networks share parameters. make_loss must build them anew at every call, and actor and "
+            "critics must have none in common."
+        )
