@@ -38,17 +38,19 @@ class MultiSeedLoss(LossModule):
     Examples:
         >>> import torch
         >>> from torchrl_edp import EDPIQLLoss
-        >>> from torchrl_edp.training import DiffusionSettings, NetworkSettings, build_actor, build_qvalue, build_value
+        >>> from torchrl_edp.data import from_arrays, make_replay_buffer
+        >>> from torchrl_edp.training import DiffusionSettings, EDPTargetUpdate, NetworkSettings, TrainState
+        >>> from torchrl_edp.training import build_actor, build_qvalue, build_value
         >>> network = NetworkSettings(hidden_sizes=[8])
         >>> def make_loss():
         ...     actor = build_actor(3, 2, network, DiffusionSettings())
         ...     loss = EDPIQLLoss(actor, build_qvalue(3, 2, network), build_value(3, network))
         ...     return loss.make_value_estimator(gamma=0.99)
+        >>> data = from_arrays(torch.rand(9, 3), torch.rand(9, 2), torch.rand(9), [0] * 8 + [1], [0] * 9)
         >>> loss = MultiSeedLoss(make_loss, seeds=range(5))
-        >>> next_state = {"observation": torch.rand(5, 4, 3), "reward": torch.rand(5, 4, 1)}
-        >>> next_state |= {name: torch.zeros(5, 4, 1, dtype=torch.bool) for name in ("done", "terminated")}
-        >>> batch = {"observation": torch.rand(5, 4, 3), "action": torch.rand(5, 4, 2), "next": next_state}
-        >>> loss(TensorDict(batch, batch_size=[5, 4]))["loss_actor"].shape
+        >>> buffer = make_replay_buffer(data.transitions, batch_size=4)
+        >>> state = TrainState(loss, buffer, EDPTargetUpdate(loss))
+        >>> state.update()["loss_actor"].shape
         torch.Size([5])
     """
 
