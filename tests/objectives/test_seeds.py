@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from loss_cases import CASES, WEIGHTS, WITH_VALUE, LossCase, make_data, make_loss, make_networks, seeded, spread
@@ -11,7 +14,12 @@ from torchrl_edp.configs.losses import EDPIQLLossConfig
 from torchrl_edp.objectives import EDPIQLLoss, MultiSeedLoss
 
 LEARNED = {"likelihood": "log_prob", "deviation": "learned"}  # a parameter beside the networks'
-ALL = [*CASES, LossCase("learned", EDPIQLLoss, EDPIQLLossConfig, WITH_VALUE, WEIGHTS, settings=LEARNED)]
+ALL = [
+    *CASES,
+    LossCase("learned", EDPIQLLoss, EDPIQLLossConfig, WITH_VALUE, WEIGHTS, settings=LEARNED),
+    replace(CASES[1], name="chain", settings={"guidance_start": "noise", "approximation_steps": 4}),
+    replace(CASES[1], name="steps", settings={"approximation_steps": 3}),
+]
 every_case = pytest.mark.parametrize("case", ALL, ids=[case.name for case in ALL])
 IQL = CASES[0]
 
@@ -118,6 +126,17 @@ def test_what_is_frozen_stays_so():
     assert not stacked.actor_network_params.get(frozen).requires_grad
     names = [name for name, _ in stacked.losses[0].named_parameters()]
     assert [name for name, _ in stacked.named_parameters()] == names
+
+
+def test_a_copy_has_losses_of_its_own():
+    loss = several(lambda: make_loss(IQL), range(2))
+    other = copy.deepcopy(loss)
+    for parameter in other.parameters():
+        parameter.data.add_(1.0)
+    for name, value in other.named_parameters():
+        for seed in range(2):
+            assert torch.equal(dict(other.losses[seed].named_parameters())[name], value[seed])
+            assert not torch.equal(dict(loss.losses[seed].named_parameters())[name], value[seed])
 
 
 def test_state_dict():

@@ -65,7 +65,8 @@ class MultiSeedLoss(LossModule):
         self.in_keys, self.out_keys = losses[0].in_keys, losses[0].out_keys
         # Beside the modules: what is trained are the stacked parameters, once.
         self.__dict__["losses"] = losses
-        self.__dict__["_template"] = copy.copy(losses[0])
+        self.__dict__["_template"] = template = copy.copy(losses[0])
+        template.__dict__["_checkpointed_network"] = template._network  # nothing is computed again under vmap
         for term in losses[0].terms:
             self.__dict__[term] = partial(self._each, term)
         self._stack()
@@ -136,6 +137,10 @@ class MultiSeedLoss(LossModule):
             object.__setattr__(self._template, name, value)
             if name in self._untargeted:  # V of IQL; TorchRL would take its data, which vmap has not
                 object.__setattr__(self._template, f"target_{name}", value.detach())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()  # copies of views are none
 
     def _apply(self, fn: Callable[..., Any]) -> MultiSeedLoss:
         for loss in self.losses:

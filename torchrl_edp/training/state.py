@@ -242,7 +242,7 @@ class TrainState:
     def _descend(self, total: Tensor, valid: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """A step of every network that has gradients, if all is finite; the others stay as they are."""
         parameters = [parameter for optimizer in self.optimizers.values() for parameter in optimizer.parameters]
-        gradients = iter(torch.autograd.grad(total.sum(), parameters, allow_unused=True))
+        gradients = iter(torch.autograd.grad(total.sum(0) if self._seeds else total, parameters, allow_unused=True))
         own = {name: [next(gradients) for _ in optimizer.parameters] for name, optimizer in self.optimizers.items()}
         own = {name: values for name, values in own.items() if any(value is not None for value in values)}
         norms = {name: self.optimizers[name].norm(values) for name, values in own.items()}
