@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
-from training_helpers import ACTIONS, DIFFUSION, make_data, make_loss
+from training_helpers import ACTIONS, DIFFUSION, make_data, make_loss, run
 
 from torchrl_edp.data import make_replay_buffer
 from torchrl_edp.objectives import MultiSeedLoss
@@ -120,14 +120,7 @@ def test_no_seed_steps_where_one_is_not_finite():
     ],
 )
 def test_the_compiled_update_is_the_eager_one(name, order, dtype, tolerance):
-    results = []
-    for compile in (False, True):
-        state = make_state(name, dtype, compile=compile, update_order=order)
-        torch.manual_seed(7)
-        for _ in range(50):
-            metrics = state.update()
-        weights = [*state.loss.parameters(), *state.loss.buffers()]
-        results.append((torch.cat([tensor.detach().flatten() for tensor in weights]), metrics, torch.rand(1)))
+    results = [run(make_state(name, dtype, compile=compile, update_order=order), 50) for compile in (False, True)]
     (eager, eager_metrics, eager_draw), (compiled, metrics, draw) = results
     assert ((compiled - eager).norm() / eager.norm()).item() < tolerance
     assert {key: value.shape for key, value in metrics.items()} == {key: (SEEDS,) for key in eager_metrics}

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torchrl.data import SamplerWithoutReplacement, TensorDictReplayBuffer
-from training_helpers import make_data, make_loss, make_state
+from training_helpers import make_data, make_loss, make_state, run
 
 from torchrl_edp.training import EDPTargetUpdate, TrainState
 
@@ -105,16 +105,9 @@ def test_same_seed_same_weights():
     ],
 )
 def test_the_compiled_update_is_the_eager_one(name, order, dtype, tolerance):
-    results = []
     options = {"update_order": order, "decay": "cosine", "gradient_steps": 200, "actor_start": 3}
     options["return_steps"] = 1 if name == "iql" else 3
-    for compile in (False, True):
-        state = make_state(name, dtype, compile=compile, **options)
-        torch.manual_seed(7)
-        for _ in range(100):
-            metrics = state.update()
-        weights = [*state.loss.parameters(), *state.loss.buffers()]
-        results.append((torch.cat([tensor.detach().flatten() for tensor in weights]), metrics, torch.rand(1)))
+    results = [run(make_state(name, dtype, compile=compile, **options), 100) for compile in (False, True)]
     (eager, eager_metrics, eager_draw), (compiled, metrics, draw) = results
     assert eager.dtype == dtype
     assert ((compiled - eager).norm() / eager.norm()).item() < tolerance

@@ -56,6 +56,15 @@ def make_state(
     return TrainState(loss, buffer, EDPTargetUpdate(loss, actor_start=actor_start), **options)
 
 
+def run(state: TrainState, updates: int):
+    """All weights after some updates from a fixed seed, the last metrics, and the generator's next number."""
+    torch.manual_seed(7)
+    for _ in range(updates):
+        metrics = state.update()
+    weights = [*state.loss.parameters(), *state.loss.buffers()]
+    return torch.cat([tensor.detach().flatten() for tensor in weights]), metrics, torch.rand(1)
+
+
 def make_policy(loss: EDPLoss) -> EnvironmentPolicy:
     selector = build_selector(
         loss.actor_network,
