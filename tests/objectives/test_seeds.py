@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from loss_cases import CASES, WEIGHTS, WITH_VALUE, LossCase, make_data, make_loss, make_networks, seeded, spread
-from torchrl.objectives import SoftUpdate
+from torchrl.objectives import SoftUpdate, ValueEstimators
 
 from torchrl_edp.configs.losses import EDPIQLLossConfig
 from torchrl_edp.objectives import EDPIQLLoss, MultiSeedLoss
@@ -152,6 +152,13 @@ def test_refusals():
         MultiSeedLoss(lambda: make_loss(IQL), [])
     with pytest.raises(ValueError, match="share parameters"):
         MultiSeedLoss(lambda: make_loss(IQL, networks=networks), [0, 1])
+    weights = iter([1.0, 100.0])
+    with pytest.raises(ValueError, match=r"same settings at every call, got guidance_weight 1.0 and 100.0\."):
+        MultiSeedLoss(lambda: make_loss(IQL, guidance_weight=next(weights)), [0, 1])
+    with pytest.raises(ValueError, match="got TDLambdaEstimator and None"):
+        MultiSeedLoss(lambda: make_loss(IQL).make_value_estimator(ValueEstimators.TDLambda), [0])
+    with pytest.raises(ValueError, match="got TD0Estimator and 'non_tensor'"):
+        MultiSeedLoss(lambda: make_loss(IQL, reduction="none", scalar_output_mode="non_tensor"), [0])
     with pytest.raises(TypeError, match="EDP loss, got Linear"):
         MultiSeedLoss(lambda: torch.nn.Linear(2, 2), [0])
     with pytest.raises(ValueError, match=r"batch of every seed, \[2, ...\], got batch size \[3, 4\]"):

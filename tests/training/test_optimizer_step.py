@@ -40,6 +40,15 @@ def test_a_step_is_that_of_torch_s_adam_after_clipping(monkeypatch, compiled, cl
         assert step == state["step"] == 4
 
 
+def test_every_seed_has_its_own_norm():
+    parameters = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(2))]  # the second a scalar's
+    gradients = [torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 6.0]]), torch.tensor([4.0, 8.0])]
+    optimizer = NetworkOptimizer(parameters, lr=0.1, clip_grad=5.0, seed_dims=1)
+    torch.testing.assert_close(optimizer.norm(gradients), torch.tensor([5.0, 10.0]))
+    optimizer.step(gradients, optimizer.norm(gradients))
+    torch.testing.assert_close(optimizer.exp_avgs[0], torch.tensor([[0.3, 0.0, 0.0], [0.0, 0.0, 0.3]]))
+
+
 def test_biases_are_added_after_the_product():
     layer = torch.nn.Linear(3, 2, dtype=torch.float64)
     inputs = torch.randn(5, 3, dtype=torch.float64)

@@ -11,8 +11,11 @@ import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from torch import nn
 from torchrl.objectives import LossModule
+from torchrl.objectives.value import TD0Estimator
 
 from torchrl_edp.objectives.common import EDPLoss
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 class MultiSeedLoss(LossModule):
@@ -24,16 +27,18 @@ class MultiSeedLoss(LossModule):
     of its own.
 
     Args:
-        make_loss: builds the loss of one seed, with networks of its own and a value estimator.
+        make_loss: builds the loss of one seed, with networks of its own. Keys, value estimator and outputs are set
+            there: of settings changed later nothing is seen.
         seeds: the seed of torch's generator for each call of ``make_loss``; at least one.
 
     Attributes:
-        losses: the loss of each seed. Its parameters and targets are views of the stacked ones: it evaluates and saves
-            what is trained here.
+        losses: the loss of each seed. Its parameters and targets are views of the stacked ones: it acts and evaluates
+            with what is trained here. Cast and move the whole; a seed's loss alone only after ``copy.deepcopy``.
 
     Raises:
         TypeError: if ``make_loss`` gives no EDP loss.
-        ValueError: without seeds, or if networks share parameters, of one seed or of several.
+        ValueError: without seeds, if settings differ among them or are none for several seeds (value estimators other
+            than TD0, ``scalar_output_mode="non_tensor"``), or if networks share parameters.
 
     Examples:
         >>> import torch
@@ -169,9 +174,30 @@ def _check(losses: Sequence[EDPLoss]) -> None:
     for loss in losses:
         if not isinstance(loss, EDPLoss):
             raise TypeError(f"MultiSeedLoss: make_loss must give an EDP loss, got {type(loss).__name__}.")
-    tensors = [tensor for loss in losses for _, params in _networks(loss) for tensor in params.values(True, True)]
+    first = _settings(losses[0])
+    if not isinstance(losses[0].value_estimator, TD0Estimator) or losses[0].scalar_output_mode == "non_tensor":
+        raise ValueError(
+            "MultiSeedLoss: expected the value estimator TD0 and no scalar_output_mode='non_tensor', got "
+            f"{first['value_estimator']} and {losses[0].scalar_output_mode!r}."
+        )
+    for loss in losses[1:]:
+        own = _settings(loss)
+        if different := sorted(name for name in first.keys() | own.keys() if first.get(name) != own.get(name)):
+            found = ", ".join(f"{name} {first.get(name)!r} and {own.get(name)!r}" for name in different)
+            raise ValueError(f"MultiSeedLoss: make_loss must give the same settings at every call, got {found}.")
+    params = [params for loss in losses for _, params in _networks(loss)]
+    tensors = [tensor for td in params for tensor in td.values(True, True) if tensor.numel() and not tensor.is_meta]
     if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) < len(tensors):
         raise ValueError(
             "MultiSeedLoss: networks share parameters. make_loss must build them anew at every call, and actor and "
             "critics must have none in common."
         )
+
+
+def _settings(loss: EDPLoss) -> dict[str, Any]:
+    """What a loss is but for its tensors, as far as it compares."""
+    estimator = loss.value_estimator
+    plain = {name: value for name, value in vars(loss).items() if isinstance(value, _PLAIN)}
+    sampler = {f"actor's {name}": value for name, value in vars(loss._sampler).items() if isinstance(value, _PLAIN)}
+    about = {"class": type(loss).__name__, "value_estimator": type(estimator).__name__}
+    return {**plain, **sampler, **about, "gamma": estimator.gamma.tolist()}

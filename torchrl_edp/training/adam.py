@@ -55,7 +55,7 @@ class NetworkOptimizer:
         """The common norm of ``gradients``, or each seed's [S]; not finite where any of their entries is not."""
         present = [gradient for gradient in gradients if gradient is not None]
         if self.seed_dims:
-            norms = [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in present]
+            norms = [torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1) for gradient in present]
         else:
             norms = [torch.linalg.vector_norm(gradient) for gradient in present]
         return torch.stack(norms).square().sum(0).sqrt()

@@ -45,8 +45,10 @@ class TrainState:
 
     Args:
         loss: an EDP loss, or in joint order any TorchRL loss whose terms are named ``loss_...``; a
-            :class:`~torchrl_edp.objectives.MultiSeedLoss` trains several seeds, each on batches of its own.
-        buffer: a replay buffer with the data.
+            :class:`~torchrl_edp.objectives.MultiSeedLoss` trains several seeds, each on batches of its own; none
+            steps where one has a loss or gradient that is not finite.
+        buffer: a replay buffer with the data. With several seeds its batches must be of equal size: a sampler without
+            replacement drops its last one (``drop_last=True``).
         targets: the target updater of ``loss``.
         lr: Adam's learning rate (paper: 3e-4).
         critic_lr: of the critics; ``lr`` if None.
