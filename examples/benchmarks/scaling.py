@@ -6,7 +6,7 @@
 What is timed is ``TrainState.update`` with ``EDPTD3Loss``, the loss whose cost contains the sampler. One size at a time
 moves away from the paper's: observation 17, action 6, batch 256, networks of 3 x 256 with Mish, K = 1000 in the linear
 schedule, DPM-Solver-3 with 15 calls. The calls stay at 15 whatever K is, also where K is less: the solver works in
-continuous time. Seeds are those of a ``MultiSeedLoss``. The values of one axis are interleaved: compare within an axis.
+continuous time. Seeds beyond one are a ``MultiSeedLoss``'s. Values of one axis are interleaved: compare within an axis.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def resized(work: Work, axis: str, value: int) -> Work:
         return replace(work, network=NetworkSettings(hidden_sizes=[value] * len(work.network.hidden_sizes)))
     if axis == "calls":
         return work.with_diffusion(num_calls=value)
+    if axis == "seeds":
+        return work
     return work.with_diffusion(num_steps=value, schedule=axis)
 
 
@@ -53,7 +55,7 @@ def measure(
     """A row of results per value; ``spread`` is that of the axis."""
     cases = []
     for value in values:
-        if axis == "seeds":
+        if axis == "seeds" and value > 1:
             state = seeds_state(work, "td3", value, compile=compile)
         else:
             state = edp_state(resized(work, axis, value), "td3", compile=compile)

@@ -38,6 +38,11 @@ def spread_apart(case, seeds) -> MultiSeedLoss:
     return loss
 
 
+def renamed(loss, reward):
+    loss.set_keys(reward=reward)
+    return loss
+
+
 def gradients(total, loss):
     parameters = dict(loss.named_parameters())
     found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
@@ -155,6 +160,9 @@ def test_refusals():
     weights = iter([1.0, 100.0])
     with pytest.raises(ValueError, match=r"same settings at every call, got guidance_weight 1.0 and 100.0\."):
         MultiSeedLoss(lambda: make_loss(IQL, guidance_weight=next(weights)), [0, 1])
+    names = iter(["reward", "other"])
+    with pytest.raises(ValueError, match="same settings at every call, got keys"):
+        MultiSeedLoss(lambda: renamed(make_loss(IQL), next(names)), [0, 1])
     with pytest.raises(ValueError, match="got TDLambdaEstimator and None"):
         MultiSeedLoss(lambda: make_loss(IQL).make_value_estimator(ValueEstimators.TDLambda), [0])
     with pytest.raises(ValueError, match="got TD0Estimator and 'non_tensor'"):

@@ -24,7 +24,7 @@ class MultiSeedLoss(LossModule):
     These networks are too small to fill a GPU, and results are reported over several seeds. Parameters and targets of
     all seeds are stacked along a first dimension, and the loss is mapped over it, so that target updaters, optimizers
     and :class:`~torchrl_edp.training.TrainState` work on all seeds at once. Every seed has batches, draws and gradients
-    of its own.
+    of its own. Where the policy's loss goes through several solver steps, all their activations are kept.
 
     Args:
         make_loss: builds the loss of one seed, with networks of its own. Keys, value estimator and outputs are set
@@ -200,4 +200,4 @@ def _settings(loss: EDPLoss) -> dict[str, Any]:
     plain = {name: value for name, value in vars(loss).items() if isinstance(value, _PLAIN)}
     sampler = {f"actor's {name}": value for name, value in vars(loss._sampler).items() if isinstance(value, _PLAIN)}
     about = {"class": type(loss).__name__, "value_estimator": type(estimator).__name__}
-    return {**plain, **sampler, **about, "gamma": estimator.gamma.tolist()}
+    return {**plain, **sampler, **about, "keys": vars(loss.tensor_keys), "gamma": estimator.gamma.tolist()}
