@@ -55,6 +55,17 @@ def test_a_run_leaves_a_folder_that_can_be_used(tmp_path, datasets, script):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
+def test_a_sweep_leaves_a_folder_of_every_run(tmp_path, datasets, launcher):
+    result = run(tmp_path, datasets, "edp_td3", "-m", "seed=0,1", *launcher, *TINY)
+    assert result.returncode == 0, result.stderr
+    found = sorted((tmp_path / "runs" / "edp_td3" / "local" / "hopper").rglob("summary.json"))
+    assert [path.parent.name.split("_")[0] for path in found] == ["seed0", "seed1"]
+    assert [json.loads(path.read_text())["seed"] for path in found] == [0, 1]
+    assert [path.parent.name.split("_")[-1] for path in found] == ["0", "1"]
+
+
+@pytest.mark.slow
 def test_a_feed_forward_run_goes_on_where_it_ended(tmp_path, datasets):
     result = run(tmp_path, datasets, "feed_forward", "algorithm=crr", *TINY)
     assert result.returncode == 0, result.stderr

@@ -3,6 +3,7 @@
 import pytest
 
 from torchrl_edp.configs import EDPCRRConfig, EDPIQLConfig, EDPTD3Config, check_overrides
+from torchrl_edp.configs.cli import _with_folders
 
 GOOD = [
     "optim.lr=0.01",
@@ -74,3 +75,23 @@ def test_every_experiment_knows_its_losss_settings(schema, own, foreign):
     check_overrides(schema, [own])
     with pytest.raises(SystemExit, match="Unknown setting"):
         check_overrides(schema, [foreign])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "before"),
+    [
+        ([], []),
+        (["seed=1"], []),
+        (["-m", "seed=0,1"], ["-m"]),
+        (["seed=0,1", "-m"], []),
+        (["--multirun", "seed=0,1", "optim.lr=1,2"], ["--multirun"]),
+        (["--config-dir", "there", "--info=all", "seed=1"], ["--config-dir", "there", "--info=all"]),
+        (["--help"], []),
+    ],
+)
+def test_folders_stand_with_the_overrides(arguments, before):
+    """Hydra's parser takes its overrides in one place only."""
+    found = _with_folders("edp_iql", arguments)
+    folders = [text for text in found if text.startswith("hydra.")]
+    assert [text.split("=")[0] for text in folders] == ["hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"]
+    assert found == [*before, *folders, *arguments[len(before) :]]

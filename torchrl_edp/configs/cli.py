@@ -30,14 +30,15 @@ from torchrl_edp.training.lock import RunLockError
 from torchrl_edp.training.run import RunFolder
 from torchrl_edp.training.settings import RunSettings
 
-RUN_DIR = "hydra.run.dir=runs/{name}/${{dataset}}/seed${{seed}}_${{now:%Y-%m-%d_%H-%M-%S}}"
+_RUN = "${dataset}/seed${seed}_${now:%Y-%m-%d_%H-%M-%S}"
 
 
 def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
     """Run ``job`` as a Hydra application on the typed configuration of experiment ``name``.
 
-    The command line is checked first; every run gets a folder ``runs/<name>/<dataset>/seed<seed>_<time>``, or goes on
-    in the one that ``resume`` names. Errors that tell a user what to do come without a traceback.
+    The command line is checked first; every run gets a folder ``runs/<name>/<dataset>/seed<seed>_<time>``, followed by
+    its number in a sweep (``-m``), or goes on in the one that ``resume`` names. Errors that tell a user what to do come
+    without a traceback.
 
     Args:
         name: ``"edp_iql"``, ``"edp_td3"``, ``"edp_crr"``, or a feed-forward algorithm: a key of ``SCHEMAS``.
@@ -47,7 +48,7 @@ def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
     warnings.filterwarnings("ignore", message="Using lock_|torch._dynamo.config.inline_inbuilt_nn_modules")
     check_overrides(SCHEMAS[name])
     ConfigStore.instance().store(name=name, node=SCHEMAS[name])
-    sys.argv[1:] = resume_overrides(name, sys.argv[1:]) or [RUN_DIR.format(name=name), *sys.argv[1:]]
+    sys.argv[1:] = resume_overrides(name, sys.argv[1:]) or _with_folders(name, sys.argv[1:])
 
     @functools.wraps(job)
     def run(config: DictConfig) -> None:
@@ -57,6 +58,14 @@ def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
             raise SystemExit(f"{type(error).__name__}: {error}") from error
 
     hydra.main(version_base="1.3", config_path=None, config_name=name)(run)()
+
+
+def _with_folders(name: str, arguments: Sequence[str]) -> list[str]:
+    """The command line with where runs go, beside its first override: Hydra wants all of them in one place."""
+    first = next((i for i, text in enumerate(arguments) if "=" in text and not text.startswith("-")), 0)
+    folders = [f"hydra.run.dir=runs/{name}/{_RUN}", f"hydra.sweep.dir=runs/{name}"]
+    folders.append(f"hydra.sweep.subdir={_RUN}_${{hydra:job.num}}")
+    return [*arguments[:first], *folders, *arguments[first:]]
 
 
 def start(config: DictConfig) -> tuple[RunSettings, RunFolder]:
