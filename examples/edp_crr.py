@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from torchrl_edp import EDPCRRLoss
 from torchrl_edp.configs import launch, start
+from torchrl_edp.objectives import MultiSeedLoss
 from torchrl_edp.training import build_networks, load_experiment_data, run_experiment
 
 
@@ -22,11 +23,14 @@ def main(config: DictConfig) -> None:
     """Data, networks, loss, training: in this order."""
     cfg, folder = start(config)
     dataset = load_experiment_data(cfg)
-    actor, qvalues = build_networks(cfg, dataset)
-    arguments = asdict(cfg.loss)
-    gamma = arguments.pop("gamma")
-    loss = EDPCRRLoss(actor, qvalues, **arguments)
-    loss.make_value_estimator(gamma=gamma)
+
+    def make_loss() -> EDPCRRLoss:
+        actor, qvalues = build_networks(cfg, dataset)
+        arguments = asdict(cfg.loss)
+        gamma = arguments.pop("gamma")
+        return EDPCRRLoss(actor, qvalues, **arguments).make_value_estimator(gamma=gamma)
+
+    loss = make_loss() if cfg.num_seeds == 1 else MultiSeedLoss(make_loss, cfg.seeds)
     run_experiment(cfg, dataset, loss, folder)
 
 

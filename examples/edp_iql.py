@@ -4,6 +4,7 @@
     python examples/edp_iql.py dataset=local/halfcheetah/medium-expert-v0 seed=1
     python examples/edp_iql.py dataset=mujoco/hopper/medium-v0 optim.gradient_steps=50000
     python examples/edp_iql.py preset=paper
+    python examples/edp_iql.py num_seeds=5                                           # several seeds in one computation
     python examples/edp_iql.py loss.guidance_weight=0                                # plain diffusion cloning
     python examples/edp_iql.py loss.guidance_weight=0 policy.num_action_samples=32   # IDQL: cloning, critics choose
 
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 
 from torchrl_edp import EDPIQLLoss
 from torchrl_edp.configs import launch, start
+from torchrl_edp.objectives import MultiSeedLoss
 from torchrl_edp.training import build_networks, build_value, load_experiment_data, run_experiment
 
 
@@ -26,11 +28,15 @@ def main(config: DictConfig) -> None:
     """Data, networks, loss, training: in this order."""
     cfg, folder = start(config)
     dataset = load_experiment_data(cfg)
-    actor, qvalues = build_networks(cfg, dataset)
-    arguments = asdict(cfg.loss)
-    gamma = arguments.pop("gamma")
-    loss = EDPIQLLoss(actor, qvalues, build_value(dataset.observation_size, cfg.network), **arguments)
-    loss.make_value_estimator(gamma=gamma)
+
+    def make_loss() -> EDPIQLLoss:
+        actor, qvalues = build_networks(cfg, dataset)
+        arguments = asdict(cfg.loss)
+        gamma = arguments.pop("gamma")
+        loss = EDPIQLLoss(actor, qvalues, build_value(dataset.observation_size, cfg.network), **arguments)
+        return loss.make_value_estimator(gamma=gamma)
+
+    loss = make_loss() if cfg.num_seeds == 1 else MultiSeedLoss(make_loss, cfg.seeds)
     run_experiment(cfg, dataset, loss, folder)
 
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from torchrl_edp import EDPTD3Loss
 from torchrl_edp.configs import launch, start
+from torchrl_edp.objectives import MultiSeedLoss
 from torchrl_edp.training import build_networks, load_experiment_data, run_experiment
 
 
@@ -23,11 +24,14 @@ def main(config: DictConfig) -> None:
     """Data, networks, loss, training: in this order."""
     cfg, folder = start(config)
     dataset = load_experiment_data(cfg)
-    actor, qvalues = build_networks(cfg, dataset)
-    arguments = asdict(cfg.loss)
-    gamma = arguments.pop("gamma")
-    loss = EDPTD3Loss(actor, qvalues, **arguments)
-    loss.make_value_estimator(gamma=gamma)
+
+    def make_loss() -> EDPTD3Loss:
+        actor, qvalues = build_networks(cfg, dataset)
+        arguments = asdict(cfg.loss)
+        gamma = arguments.pop("gamma")
+        return EDPTD3Loss(actor, qvalues, **arguments).make_value_estimator(gamma=gamma)
+
+    loss = make_loss() if cfg.num_seeds == 1 else MultiSeedLoss(make_loss, cfg.seeds)
     run_experiment(cfg, dataset, loss, folder)
 
 

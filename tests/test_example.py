@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from tensordict import TensorDict
 
 from torchrl_edp.training import load_policy
@@ -63,6 +64,20 @@ def test_a_sweep_leaves_a_folder_of_every_run(tmp_path, datasets, launcher):
     assert [path.parent.name.split("_")[0] for path in found] == ["seed0", "seed1"]
     assert [json.loads(path.read_text())["seed"] for path in found] == [0, 1]
     assert [path.parent.name.split("_")[-1] for path in found] == ["0", "1"]
+
+
+@pytest.mark.slow
+def test_several_seeds_begin_by_their_numbers(tmp_path, datasets):
+    still = [*TINY, "optim.lr=1e-12", "optim.critic_lr=1e-12", "optim.gradient_steps=1", "policy.averaged_actor=false"]
+    for seed in (0, 1):
+        result = run(tmp_path, datasets, "edp_iql", *still, f"seed={seed}", "num_seeds=2")
+        assert result.returncode == 0, result.stderr
+    found = sorted((tmp_path / "runs").rglob("policy.safetensors"))
+    assert [path.parent.name for path in found] == ["seed0", "seed1", "seed1", "seed2"]
+    first, second, again, _ = (load_file(path) for path in found)
+    for name in (name for name in first if name.startswith("actor.")):
+        torch.testing.assert_close(second[name], again[name], rtol=1e-6, atol=1e-8, msg=name)
+        assert (first[name] - second[name]).abs().max() > 1e-3
 
 
 @pytest.mark.slow

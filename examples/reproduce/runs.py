@@ -82,6 +82,8 @@ class Run:
         cfg: Any = OmegaConf.to_object(apply_preset(config, self.experiment, self.overrides))
         if not cfg.logger.eval_iter:
             raise SystemExit("A study needs scores: expected logger.eval_iter of at least 1, got 0.")
+        if len(cfg.seeds) > 1:
+            raise SystemExit(f"A study's runs have one seed each: expected num_seeds=1, got {len(cfg.seeds)}.")
         return cfg
 
     @cached_property

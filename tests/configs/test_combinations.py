@@ -101,6 +101,7 @@ IMPOSSIBLE = [
     (IQL, "policy.temperature=nan", "temperature must be positive, got nan"),
     # data, optimisation, evaluation
     (IQL, "seed=-1", r"seed must lie in \[0, inf\), got -1"),
+    (IQL, "num_seeds=0", r"num_seeds must lie in \[1, inf\), got 0"),
     (IQL, "env.max_episode_steps=0", r"env.max_episode_steps must lie in \[1, inf\), got 0"),
     (IQL, "data.num_steps=0", r"data.num_steps must lie in \[1, inf\), got 0"),
     (IQL, "data.return_steps=0", r"data.return_steps must lie in \[1, inf\), got 0"),

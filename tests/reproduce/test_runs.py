@@ -142,6 +142,8 @@ def test_a_run_that_cannot_be_is_named_before_anything_is_trained():
         key("diffusion.num_steps=7", experiment="td3_bc")
     with pytest.raises(SystemExit, match=r"A study needs scores: expected logger.eval_iter of at least 1, got 0"):
         key("logger.eval_iter=0")
+    with pytest.raises(SystemExit, match=r"A study's runs have one seed each: expected num_seeds=1, got 2"):
+        key("num_seeds=2")
 
 
 def test_recorded_runs_are_known_by_their_configurations():

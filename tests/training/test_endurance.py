@@ -30,7 +30,7 @@ def test_a_hundred_thousand_updates(tmp_path, record_property):
         store.save(state.updates, dict(state.state_dict()), record.info(), best=best)
         seen[state.updates] = resident_bytes(), len(os.listdir("/proc/self/fd"))
 
-    def evaluate():
+    def evaluate(index):
         return EvaluationResult(torch.tensor([1.0]), torch.tensor([1]), (0.0, 1.0))
 
     steps = {"gradient_steps": UPDATES, "eval_iter": 5_000, "log_iter": 1_000, "save_iter": 5_000}

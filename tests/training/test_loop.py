@@ -16,7 +16,7 @@ from torchrl_edp.training.setup import choose_compile
 def run(tmp_path, scores=(10.0, 30.0, 20.0), gradient_steps=6, eval_iter=2, **options):
     state, remaining = make_state(), iter(scores)
 
-    def evaluate():
+    def evaluate(index):
         value = next(remaining)
         return EvaluationResult(torch.tensor([value, value]), torch.tensor([4, 4]), (0.0, 100.0))
 
@@ -27,10 +27,10 @@ def run(tmp_path, scores=(10.0, 30.0, 20.0), gradient_steps=6, eval_iter=2, **op
 
 def test_scores_rows_and_files(tmp_path):
     best = []
-    state, folder, scores = run(tmp_path, on_best=lambda: best.append(True))
+    state, folder, (scores,) = run(tmp_path, on_best=best.append)
     assert state.updates == 6
     assert (scores.rat, scores.oms, scores.last) == pytest.approx((20.0, 30.0, 20.0))
-    assert len(best) == 2
+    assert best == [0, 0]
     assert scores.seconds >= scores.evaluation_seconds > 0
     evaluations = [row for row in folder.rows if "eval/score" in row]
     assert [row["update"] for row in evaluations] == [2, 4, 6]
@@ -46,7 +46,7 @@ def test_scores_rows_and_files(tmp_path):
 def test_a_run_is_looked_at_before_every_evaluation_and_at_its_end(tmp_path, eval_iter, looks):
     seen = []
 
-    def diagnose(update):
+    def diagnose(index, update):
         seen.append(update)
         return {"diagnose/q_data": 3.0}
 

@@ -22,6 +22,7 @@ BACKENDS = ("", "csv", "tensorboard", "wandb", "mlflow", "trackio")
 _COUNT, _SHARE = "[1, inf)", "[0, 1]"
 _INTERVALS = {
     "seed": "[0, inf)",
+    "num_seeds": _COUNT,
     "env.max_episode_steps": _COUNT,
     "data.num_steps": _COUNT,
     "data.return_steps": _COUNT,

@@ -46,14 +46,15 @@ def plot_curves(metrics: Rows | str | PathLike[str], path: str | PathLike[str]) 
     """Draw a run's learning curves into one PNG.
 
     Three panels over the number of updates: the score of each evaluation, with its standard deviation
-    over episodes, RAT and OMS; the losses on a log axis (magnitudes, for a loss that takes both signs);
-    the scale of Q and V. The user's matplotlib backend and settings stay as they are.
+    over episodes (over seeds where there are several), RAT and OMS; the losses on a log axis (magnitudes,
+    for a loss that takes both signs); the scale of Q and V. The user's matplotlib backend and settings stay
+    as they are.
 
     Args:
         metrics: rows of metrics, or the path of a CSV of them. Each row has `update` and any of
-            `eval/score` (or `eval/return`), `eval/score_std`, `eval/rat`, `eval/oms`, `loss_actor`,
-            `loss_diffusion`, `loss_qvalue`, `loss_value`, `pred_value`, `state_value`. Missing, empty and
-            non-finite cells are left out.
+            `eval/score` (or `eval/return`), `eval/score_std`, `eval/score_std_seeds`, `eval/rat`,
+            `eval/oms`, `loss_actor`, `loss_diffusion`, `loss_qvalue`, `loss_value`, `pred_value`,
+            `state_value`. Missing, empty and non-finite cells are left out.
         path: of the PNG; its folder must exist.
 
     Returns:
@@ -151,10 +152,11 @@ def _draw_scores(panel: Axes, rows: list[Mapping[str, Any]]) -> None:
     panel.set_title(title)
     updates, scores = _series(rows, key)
     _draw(panel, updates, scores, "evaluation", color=_BLUE, marker="o", markersize=2.5, linewidth=0.8)
-    at, spread = _series(rows, f"{key}_std")
+    over = "seeds" if _has(rows, [f"{key}_std_seeds"]) else "episodes"
+    at, spread = _series(rows, f"{key}_std_seeds" if over == "seeds" else f"{key}_std")
     if len(at) and torch.equal(at, updates):
         low, high = scores - spread, scores + spread
-        panel.fill_between(at, low, high, color=_BLUE, alpha=0.15, linewidth=0, label="± 1 sd over episodes")
+        panel.fill_between(at, low, high, color=_BLUE, alpha=0.15, linewidth=0, label=f"± 1 sd over {over}")
     _draw(panel, *_series(rows, "eval/rat"), "RAT (mean of last 10)", color=_ORANGE, linewidth=1.8)
     best: dict[str, Any] = {"color": _GREY, "linewidth": 1, "linestyle": "--", "drawstyle": "steps-post"}
     _draw(panel, *_series(rows, "eval/oms"), "OMS (best)", **best)

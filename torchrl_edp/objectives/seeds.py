@@ -32,6 +32,7 @@ class MultiSeedLoss(LossModule):
         seeds: the seed of torch's generator for each call of ``make_loss``; at least one.
 
     Attributes:
+        seeds: as given.
         losses: the loss of each seed. Its parameters and targets are views of the stacked ones: it acts and evaluates
             with what is trained here. Cast and move the whole; a seed's loss alone only after ``copy.deepcopy``.
 
@@ -60,12 +61,13 @@ class MultiSeedLoss(LossModule):
     """
 
     def __init__(self, make_loss: Callable[[], EDPLoss], seeds: Iterable[int]) -> None:
+        seeds = tuple(seeds)
         losses = tuple(_seeded(make_loss, seeds))
         _check(losses)
         super().__init__()
         for loss in losses:  # its targets follow those of all seeds
             loss._has_update_associated.update(dict.fromkeys(loss._has_update_associated, True))
-        self.num_seeds = len(losses)
+        self.seeds, self.num_seeds = seeds, len(seeds)
         self.sequential_terms = losses[0].sequential_terms
         self.in_keys, self.out_keys = losses[0].in_keys, losses[0].out_keys
         # Beside the modules: what is trained are the stacked parameters, once.

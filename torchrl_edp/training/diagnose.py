@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
@@ -20,7 +21,7 @@ from torchrl_edp.objectives.common import EDPLoss
 from torchrl_edp.objectives.likelihood import LikelihoodLoss
 
 EXPLODED = """\
-Q explodes: at update {update} the mean |Q| of the data's actions is {size:.3g}, but with rewards of at most
+Q explodes{who}: at update {update} the mean |Q| of the data's actions is {size:.3g}, but with rewards of at most
 {reward:.3g} and gamma {gamma:g} targets allow no more than {bound:.3g}. The critics learn from their own errors at
 actions that the data do not have. Try network.critic_layer_norm=true, a lower optim.critic_lr or optim.tau, a policy
 closer to the data (smaller loss.guidance_weight or loss.alpha), or data.reward_rule=return_range."""
@@ -85,7 +86,7 @@ class Diagnosis:
             reward, self._gamma = data["next", "reward"], float(loss.value_estimator.gamma)
             self._reward = reward.abs().max()
             self._bound = qvalue_bound(reward, self._gamma, data.get("steps_to_next_obs", 1))
-        self._warned = False
+        self._warned: set[str] = set()
 
     def _fix_diffusion(self, loss: EDPLoss, generator: torch.Generator) -> None:
         """The same noise at every look, and every diffusion step equally often: only training changes the numbers."""
@@ -95,14 +96,19 @@ class Diagnosis:
         self._batch[keys.diffusion_noise] = torch.randn(action.shape, generator=generator).to(action)
 
     @torch.no_grad()
-    def __call__(self, update: int) -> dict[str, float]:
-        """The columns after ``update`` updates; numbers that are not finite are left out."""
+    def __call__(self, update: int, who: str = "") -> dict[str, float]:
+        """The columns after ``update`` updates; numbers that are not finite are left out.
+
+        Args:
+            update: number of updates so far.
+            who: a name for the warning, where the loss is another's at every call; each is warned of once.
+        """
         batch = self._batch.clone()
         with forked_rng(0, batch["action"].device), set_exploration_type(self.exploration_type):
             action = self._policy_action(batch)
             found = {"action_distance": (action - batch["action"]).square().mean().sqrt()}
             if hasattr(self.loss, "qvalue_network"):
-                found |= self._critics(batch, action, update)
+                found |= self._critics(batch, action, update, who)
             if (saturation := self._weights(batch)) is not None:
                 found["weight_at_cap"], found["weight_effective"] = saturation
             if isinstance(self.loss, EDPLoss) and self.loss.guidance_start == "data" and self.loss._bounds is not None:
@@ -117,9 +123,9 @@ class Diagnosis:
         with self.actor_params.to_module(network, preserve_module_state=False):
             return network(batch.select(*network.in_keys, strict=False))[self.loss.tensor_keys.action]
 
-    def _critics(self, batch: TensorDictBase, action: Tensor, update: int) -> dict[str, Tensor]:
+    def _critics(self, batch: TensorDictBase, action: Tensor, update: int, who: str) -> dict[str, Tensor]:
         values = {"q_data": self._qvalues(batch, batch["action"]), "q_policy": self._qvalues(batch, action)}
-        self._warn(update, values["q_data"].abs().mean().item())
+        self._warn(update, values["q_data"].abs().mean().item(), who)
         found = {"q_bound": action.new_tensor(self._bound)}
         for name, qvalues in values.items():
             found |= dict(zip((name, f"{name}_std", f"{name}_disagreement"), qvalue_spread(qvalues), strict=True))
@@ -147,10 +153,11 @@ class Diagnosis:
         qvalue = self._qvalues(batch, batch["action"], loss.target_qvalue_network_params).amin(0)
         return weight_saturation(qvalue - value, loss.temperature, cap=100.0)  # TorchRL's cap is fixed
 
-    def _warn(self, update: int, size: float) -> None:
+    def _warn(self, update: int, size: float, who: str = "") -> None:
         """Say so, once, where mean |Q| ``size`` is half as much again as any policy's, and 1: a fit has errors."""
-        if self._warned or size <= 1.5 * self._bound + 1:  # NaN is no smaller
+        if who in self._warned or size <= 1.5 * self._bound + 1:  # NaN is no smaller
             return
-        self._warned = True
-        about = {"reward": float(self._reward), "gamma": self._gamma, "bound": self._bound}
+        self._warned.add(who)
+        about: dict[str, Any] = {"reward": float(self._reward), "gamma": self._gamma, "bound": self._bound}
+        about["who"] = f" ({who})" if who else ""
         tqdm.write(EXPLODED.format(update=update, size=size, **about), file=sys.stderr)

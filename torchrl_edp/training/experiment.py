@@ -3,51 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from tensordict import TensorDictParams
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
-from torchrl.envs.utils import ExplorationType
+from tensordict.nn import TensorDictModule
 from torchrl.objectives import LossModule
 
 from torchrl_edp.data import OfflineDataset, load_dataset
-from torchrl_edp.evaluation import EvaluationResult, PolicyEvaluator
-from torchrl_edp.modules import EDPActor, EnergyBasedActionSelector
-from torchrl_edp.training.build import build_actor, build_qvalue, build_selector
-from torchrl_edp.training.diagnose import Diagnosis
-from torchrl_edp.training.feed_forward import ACTORS, acting_actor
+from torchrl_edp.evaluation import PolicyEvaluator
+from torchrl_edp.modules import EDPActor
+from torchrl_edp.objectives import MultiSeedLoss
+from torchrl_edp.training.acting import ActingPolicy
+from torchrl_edp.training.build import build_actor, build_qvalue
 from torchrl_edp.training.loop import TrainingStopped, train
-from torchrl_edp.training.policy import EnvironmentPolicy, save_feed_forward_policy, save_policy
-from torchrl_edp.training.record import TrainingRecord
+from torchrl_edp.training.record import TrainingRecord, summarize_seeds
 from torchrl_edp.training.resume import RunCheckpoints, resume_command
 from torchrl_edp.training.run import RunFolder
 from torchrl_edp.training.settings import ExperimentSettings, FeedForwardSettings, RunSettings
 from torchrl_edp.training.setup import PreparedData, choose_compile, choose_device, prepare_data
 from torchrl_edp.training.state import TrainState
 from torchrl_edp.training.targets import EDPTargetUpdate
-
-
-@dataclass(frozen=True)
-class _Acting:
-    """The policy that is evaluated and saved.
-
-    Args:
-        policy: on normalised data; it shares its parameters with the loss.
-        actor_params: those of its actor, in the loss.
-        save: a function of path, policy for the environment and ``info``.
-        exploration_type: whether it draws its actions.
-        compile: whether compiling it pays.
-    """
-
-    policy: TensorDictModuleBase
-    actor_params: TensorDictParams
-    save: Callable[..., None]
-    exploration_type: ExplorationType
-    compile: bool
 
 
 def load_experiment_data(cfg: RunSettings) -> OfflineDataset:
@@ -69,13 +45,16 @@ def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, 
     Args:
         cfg: all settings: :class:`ExperimentSettings` of an EDP loss, :class:`FeedForwardSettings` of the others.
         dataset: validated transitions.
-        loss: a loss whose networks fit the data and are those of ``cfg``.
+        loss: a loss whose networks fit the data and are those of ``cfg``; a
+            :class:`~torchrl_edp.objectives.MultiSeedLoss` of ``cfg.seeds`` where they are several.
         folder: where results go, and checkpoints; with ``cfg.resume`` the run goes on from the newest one in it.
+            Several seeds get a folder each in it, with policy, curves and summary; its own curves are their means.
 
     Returns:
         The summary, as in ``summary.json``.
 
     Raises:
+        ValueError: if ``loss`` is of other seeds than ``cfg``.
         CheckpointError: if the folder holds another run; see :meth:`RunCheckpoints.restore`.
         SystemExit: after SIGINT or SIGTERM, with a message that says how to go on.
     """
@@ -87,36 +66,33 @@ def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, 
     loss = loss.to(device)
     data = _prepare(cfg, dataset, device)
     state = _train_state(cfg, loss, data, compile)
-    acting = _acting(cfg, loss, dataset)
-    policy = EnvironmentPolicy(acting.policy, data.observation_normalizer, data.action_scaler).to(device)
-    evaluated = torch.compile(policy) if compile and acting.compile else policy
-    diagnosis = Diagnosis(loss, data.buffer, actor_params=acting.actor_params, exploration_type=acting.exploration_type)
-    record = TrainingRecord()
+    seeds = loss.seeds if isinstance(loss, MultiSeedLoss) else (cfg.seed,)
+    if seeds != cfg.seeds:
+        raise ValueError(f"Expected a loss of the seeds {list(cfg.seeds)}, got one of {list(seeds)}.")
+    acting = ActingPolicy(cfg, dataset, loss, data, compile=compile)
+    record = TrainingRecord(state.num_seeds)
     checkpoints = RunCheckpoints(folder, state, record, cfg, dataset)
-    checkpoints.restore()
+    seed_rows = checkpoints.restore()
+    if state.num_seeds > 1:
+        folder.split(cfg.seeds, seed_rows)
+    folders = folder.seeds or [folder]
     folder.write_config()
 
-    def save(name: str) -> None:
-        info = {"dataset": cfg.dataset, "env": str(dataset.env_id), "update": state.updates}
-        acting.save(folder.path / name, policy, info=info)
+    def save(name: str, index: int) -> None:
+        acting.save(folders[index].path / name, index, state.updates)
 
     with _evaluator(cfg, dataset) as evaluator:
-
-        def evaluate() -> EvaluationResult:
-            seed = 1_000_000 * cfg.seed + state.updates  # new episodes every time
-            return evaluator(evaluated, seed, exploration_type=acting.exploration_type)
-
         try:
-            scores = train(
+            train(
                 state,
-                evaluate,
+                lambda index: acting.evaluate(evaluator, index, state.updates),
                 folder,
                 gradient_steps=cfg.optim.gradient_steps,
                 eval_iter=cfg.logger.eval_iter,
                 log_iter=cfg.logger.log_iter,
                 progress=cfg.logger.progress,
-                on_best=lambda: save("policy_best"),
-                diagnose=diagnosis,
+                on_best=lambda index: save("policy_best", index),
+                diagnose=acting.diagnose,
                 record=record,
                 save=checkpoints.save,
                 save_iter=cfg.checkpoint.iter,
@@ -124,12 +100,9 @@ def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, 
         except TrainingStopped as stop:
             print(f"Stopped by {stop}, nothing is lost. Go on with:\n    {resume_command(folder)}", file=sys.stderr)
             raise SystemExit(128 + stop.signal) from None
-    save("policy")
-    about = {"loss": type(loss).__name__, "dataset": cfg.dataset, "preset": cfg.preset, "seed": cfg.seed}
-    summary = folder.summarize({**about, **asdict(scores), "gradient_steps": state.updates})
-    found = ", ".join(f"{name} {value:.1f}" for name, value in record.shown().items()) or "Not evaluated"
-    print(f"{found} in {summary['seconds']:.0f} s: {folder.path}")
-    return summary
+    for index in range(state.num_seeds):
+        save("policy", index)
+    return _summarize(cfg, type(acting.loss).__name__, folder, record, state.updates)
 
 
 def _prepare(cfg: RunSettings, dataset: OfflineDataset, device: torch.device) -> PreparedData:
@@ -155,6 +128,21 @@ def _train_state(cfg: RunSettings, loss: LossModule, data: PreparedData, compile
     return TrainState(loss, data.buffer, EDPTargetUpdate(loss, **averages), compile=compile, **optim)
 
 
+def _summarize(cfg: RunSettings, loss: str, folder: RunFolder, record: TrainingRecord, updates: int) -> dict[str, Any]:
+    """Write the summary of every seed and, of several, that of all."""
+    about: dict[str, Any] = {"loss": loss, "dataset": cfg.dataset, "preset": cfg.preset}
+    about |= {"num_seeds": len(cfg.seeds)} if folder.seeds else {}  # times are those of all
+    steps, scores = {"gradient_steps": updates}, record.scores()
+    for own, seed, values in zip(folder.seeds or [folder], cfg.seeds, scores, strict=True):
+        summary = own.summarize({**about, "seed": seed, **asdict(values), **steps})
+    if folder.seeds:
+        summary = folder.summarize({**about, **summarize_seeds(cfg.seeds, scores), **steps})
+    found = ", ".join(f"{name} {value:.1f}" for name, value in record.shown().items()) or "Not evaluated"
+    means = f" (means of {len(scores)} seeds)" if folder.seeds else ""
+    print(f"{found}{means} in {summary['seconds']:.0f} s: {folder.path}")
+    return summary
+
+
 def _evaluator(cfg: RunSettings, dataset: OfflineDataset) -> PolicyEvaluator:
     return PolicyEvaluator(
         cfg.env.name or dataset.env_id,
@@ -164,30 +152,3 @@ def _evaluator(cfg: RunSettings, dataset: OfflineDataset) -> PolicyEvaluator:
         observation_keys=dataset.observation_keys,
         env_kwargs=dataset.env_kwargs,
     )
-
-
-def _acting(cfg: RunSettings, loss: LossModule, dataset: OfflineDataset) -> _Acting:
-    if isinstance(cfg, FeedForwardSettings):
-        save = partial(save_feed_forward_policy, network=cfg.network, kind=ACTORS[cfg.algorithm])
-        # One call of a small network an action: compiling it would not pay.
-        actor = acting_actor(cfg, loss, dataset.observation_size, dataset.action_size)
-        return _Acting(
-            actor, _actor_params(loss, cfg.policy.averaged_actor), save, ExplorationType.DETERMINISTIC, False
-        )
-    assert isinstance(cfg, ExperimentSettings)
-    settings: dict[str, Any] = {"network": cfg.network, "diffusion": cfg.diffusion, "selection": cfg.policy.selection}
-    params = _actor_params(loss, cfg.policy.averaged_actor)
-    return _Acting(_selector(cfg, loss), params, partial(save_policy, **settings), ExplorationType.RANDOM, compile=True)
-
-
-def _actor_params(loss: LossModule, averaged: bool) -> TensorDictParams:
-    return loss.target_actor_network_params if averaged else loss.actor_network_params
-
-
-def _selector(cfg: ExperimentSettings, loss: LossModule) -> EnergyBasedActionSelector:
-    averaged = {"actor": cfg.policy.averaged_actor, "qvalue": cfg.policy.averaged_critics}
-    params = {
-        f"{name}_params": getattr(loss, f"{'target_' if average else ''}{name}_network_params")
-        for name, average in averaged.items()
-    }
-    return build_selector(loss.actor_network, loss.qvalue_network, cfg.policy.selection, **params)

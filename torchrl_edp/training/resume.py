@@ -16,8 +16,9 @@ from torchrl_edp.training.run import RunFolder
 from torchrl_edp.training.settings import RunSettings
 from torchrl_edp.training.state import TrainState
 
-FREE = ("optim.gradient_steps", "logger", "checkpoint", "compile", "resume", "resume_changed")
-"""Settings that a resumed run may change: they change how long it runs and what it shows, not what an update does."""
+FREE = ("optim.gradient_steps", "logger", "checkpoint", "compile", "resume", "resume_changed", "num_seeds")
+"""Settings that a resumed run may change: they change how long it runs and what it shows, not what an update does.
+``num_seeds`` is compared apart: older checkpoints and recorded runs do not have it."""
 
 
 class RunCheckpoints:
@@ -49,12 +50,16 @@ class RunCheckpoints:
         tensors = {f"train.{name}": tensor for name, tensor in self.state.state_dict().items()}
         tensors |= {f"record.{name}": tensor for name, tensor in self.record.tensors().items()}
         run: dict[str, Any] = {"experiment": self.folder.name, "overrides": self.folder.overrides}
-        run |= {"data": self._data, "settings": self._settings}
-        info = {"run": run, "record": self.record.info(), "rows": self.folder.rows}
+        run |= {"data": self._data, "settings": self._settings, "seeds": list(self.cfg.seeds)}
+        seed_rows = [folder.rows for folder in self.folder.seeds]
+        info = {"run": run, "record": self.record.info(), "rows": self.folder.rows, "seed_rows": seed_rows}
         self.store.save(self.state.updates, tensors, info, best=best)
 
-    def restore(self) -> None:
+    def restore(self) -> list[list[dict[str, Any]]]:
         """Go on from the newest intact checkpoint, if ``cfg.resume`` asks for it; says what it does and skips.
+
+        Returns:
+            The rows so far of each of several seeds, for :meth:`RunFolder.split`; nothing where there are none.
 
         Raises:
             CheckpointError: if there are checkpoints and none was asked for, if none of them is intact, or if the
@@ -65,7 +70,7 @@ class RunCheckpoints:
             if steps:
                 remedy = f"Go on with resume={self.folder.path}, or choose another folder."
                 raise CheckpointError(f"{path} holds a run of {steps[-1]} updates, expected a new folder. {remedy}")
-            return
+            return []
         checkpoint, skipped = self.store.newest()
         for line in skipped:
             print(f"Skipped: {line}")
@@ -73,7 +78,7 @@ class RunCheckpoints:
             if steps:
                 raise CheckpointError(f"{path}: none of the checkpoints {steps} is intact. Start in another folder.")
             print(f"Nothing to resume in {path}: starting from the beginning.")
-            return
+            return []
         self._check(checkpoint.path, checkpoint.info["run"])
         groups: dict[str, dict[str, Any]] = {"train": {}, "record": {}}
         for name, tensor in checkpoint.tensors.items():
@@ -83,19 +88,27 @@ class RunCheckpoints:
             self.state.load_state_dict(groups["train"])
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path} does not fit this run, on this device: {error}") from error
-        self.record.load(groups["record"], checkpoint.info["record"])
+        means = {name: tensor.to(self.state.device) for name, tensor in groups["record"].items()}
+        self.record.load(means, checkpoint.info["record"])
         self.folder.rows = list(checkpoint.info["rows"])
         print(f"Resuming after update {checkpoint.step}: {checkpoint.path}")
+        return list(checkpoint.info.get("seed_rows", ()))
 
     def _check(self, path: Path, saved: dict[str, Any]) -> None:
         """Refuse a checkpoint of another run."""
+        then, now = saved.get("seeds", [saved["settings"]["seed"]]), list(self.cfg.seeds)
+        if len(then) != len(now) or (len(now) > 1 and then != now):
+            raise CheckpointError(
+                f"{path} belongs to a run of the seeds {then}, got {now}. Take those of then (seed, num_seeds), name "
+                "another run's folder (resume=FOLDER), or start a run of its own."
+            )
         if self.cfg.resume_changed:
             return
-        before, now = saved["settings"], self._settings
+        before, own = saved["settings"], self._settings
         changed = [
-            f"{name}: {before.get(name, 'not there')} then, {now.get(name, 'not there')} now"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name, self) != now.get(name, self)
+            f"{name}: {before.get(name, 'not there')} then, {own.get(name, 'not there')} now"
+            for name in sorted(before.keys() | own.keys())
+            if before.get(name, self) != own.get(name, self)
         ]
         if saved["data"] != self._data:
             changed.append("the data: other contents now")

@@ -95,7 +95,7 @@ class CheckpointSettings:
     """What a run keeps to go on from."""
 
     iter: int = 1_000  # updates between two checkpoints
-    keep: int = 2  # the last ones; the one with the best evaluation stays too
+    keep: int = 2  # the last ones; the one with the best evaluation stays too, of several seeds the last best one
 
 
 @dataclass
@@ -126,11 +126,17 @@ class RunSettings:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     compile: CompileSettings = field(default_factory=CompileSettings)
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that are trained together."""
+        return (self.seed,)
+
 
 @dataclass
 class ExperimentSettings(RunSettings):
     """What the runs of all EDP losses have in common."""
 
+    num_seeds: int = 1  # seeds that are trained together, in one computation: seed, seed + 1, ...
     network: NetworkSettings = field(default_factory=NetworkSettings)
     diffusion: DiffusionSettings = field(
         default_factory=lambda: DiffusionSettings(
@@ -144,6 +150,11 @@ class ExperimentSettings(RunSettings):
     )
     policy: PolicySettings = field(default_factory=PolicySettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that are trained together."""
+        return tuple(range(self.seed, self.seed + self.num_seeds))
 
 
 @dataclass

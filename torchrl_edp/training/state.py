@@ -114,7 +114,7 @@ class TrainState:
         self._actor_lr = lr
         self._actor_rate = torch.zeros_like(self.optimizers["actor"].lr)
         self._actor_due = torch.ones_like(self._actor_rate, dtype=torch.bool)
-        self.check_every = 1 if self._actor_rate.device.type == "cpu" else CHECK_EVERY
+        self.check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
         self._unchecked: list[tuple[int, dict[str, Tensor], Tensor]] = []
         names = ("loss",) if update_order == "joint" else loss.sequential_terms
         self._terms = [_term(loss, name, len(self._seeds)) for name in names]
@@ -128,7 +128,7 @@ class TrainState:
             batch = self.buffer[: self.buffer.batch_size]
             for term in self._terms:
                 term(batch.expand(*self._seeds, *batch.batch_size).contiguous() if self._seeds else batch)
-        options = _COMPILE_OPTIONS | (_CPU_OPTIONS if self._actor_rate.device.type == "cpu" else {})
+        options = _COMPILE_OPTIONS | (_CPU_OPTIONS if self.device.type == "cpu" else {})
         # Without guards another state's graph would be taken for this one's: the function is compiled in isolation.
         compiled = torch.compile(  # type: ignore[call-overload]
             self._update, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options
@@ -139,6 +139,16 @@ class TrainState:
                 return compiled(*inputs)
 
         return step
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        return self._actor_rate.device
+
+    @property
+    def num_seeds(self) -> int:
+        """Seeds that are trained together."""
+        return math.prod(self._seeds)
 
     def update(self) -> dict[str, Tensor]:
         """One gradient step of every network and of the targets; returns detached losses and metrics [], or [S].
@@ -218,7 +228,7 @@ class TrainState:
     def _generators(self) -> dict[str, torch.Generator]:
         """All sources of random numbers: torch's own, on CPU and training device, and the buffer's."""
         generators = {"cpu": torch.default_generator}
-        if (device := self._actor_rate.device).type == "cuda":
+        if (device := self.device).type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
             generators["cuda"] = torch.cuda.default_generators[index]
         if self.buffer._rng is not None:
@@ -230,7 +240,7 @@ class TrainState:
         if index is not None:
             batch = batch[index]
         metrics: dict[str, Tensor] = {}
-        valid = torch.ones((), dtype=torch.bool, device=self._actor_rate.device)
+        valid = torch.ones((), dtype=torch.bool, device=self.device)
         for term in self._terms:
             total, values = term(batch)
             metrics |= values
