@@ -49,6 +49,8 @@ STUDIES = {
 }
 
 if __name__ == "__main__":
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        sys.argv.insert(1, "td3")  # all have the same options
     if len(sys.argv) < 2 or sys.argv[1] not in STUDIES:
         sys.exit(f"{__doc__}\nExpected one of {', '.join(STUDIES)} first.")
     STUDIES[sys.argv.pop(1)].main(__doc__)

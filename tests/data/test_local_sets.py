@@ -211,3 +211,8 @@ def test_shipped_policies_load_and_fit_their_environment(task, level):
     observation, _ = env.reset(seed=0)
     action = policy(torch.as_tensor(observation, dtype=torch.float32))
     assert env.action_space.contains(action.numpy()) and policy.card["level"] == level
+
+
+def test_only_local_sets_have_a_size():
+    with pytest.raises(DatasetError, match="num_steps sizes local counterparts, got it for mujoco/hopper/medium-v0"):
+        load_dataset("mujoco/hopper/medium-v0", num_steps=2000)

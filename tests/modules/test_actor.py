@@ -10,7 +10,7 @@ import torch
 from modules_helpers import ACTION, OBSERVATION, Recorder, make_actor, make_data, make_network
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.data import Bounded, Composite, OneHot, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_edp.diffusion import NoiseSchedule, dpm_solver, dpm_solver_pp
@@ -304,3 +304,12 @@ def test_compiled_by_inductor():
     actor, data = make_actor(make_network(4), num_calls=2), make_data(5, initial_noise=torch.randn(5, ACTION))
     action = torch.compile(actor, fullgraph=True)(data.clone())["action"]
     torch.testing.assert_close(action, actor(data)["action"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_spec_that_no_diffusion_policy_can_have_is_refused():
+    with pytest.raises(ValueError, match="continuous actions, got the spec OneHot"):
+        make_actor(spec=OneHot(ACTION))
+    half = Bounded(torch.full((ACTION,), -1.0), torch.full((ACTION,), torch.inf))
+    with pytest.raises(ValueError, match=r"bounds must be finite, or clip_actions=False; got .*inf"):
+        make_actor(spec=half)
+    make_actor(spec=half, clip_actions=False)

@@ -264,3 +264,9 @@ def test_compiled_in_one_graph(critics):
     action = compiled(data.clone())["action"]
     torch.manual_seed(0)
     torch.testing.assert_close(action, selector(data.clone())["action"])
+
+
+@pytest.mark.parametrize("name", ["action_key", "value_key"])
+def test_keys_that_no_network_writes_are_named(name):
+    with pytest.raises(ValueError, match=rf"{name} must be one of the network's out_keys \[.*\], got 'other'"):
+        make_selector(**{name: "other"})

@@ -8,6 +8,12 @@ import pytest
 import torch
 from loss_cases import as_kwargs, gradients, make_data, make_loss, seeded, spread, total
 from tensordict import TensorDict, assert_close
+from torchrl.modules import ValueOperator
+from torchrl.objectives import SoftUpdate
+
+from torchrl_edp import EDPActor, EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
+from torchrl_edp.diffusion import NoiseSchedule
+from torchrl_edp.modules import NoisePredictionMLP, QValueNetwork, ValueNetwork
 
 
 def losses(case, data, state=None, **kwargs) -> TensorDict:
@@ -140,3 +146,45 @@ def test_a_diffusion_step_may_have_a_last_dimension_of_its_own(case):
     expected = seeded(loss, data)
     data["diffusion_step"] = data["diffusion_step"].unsqueeze(-1)
     assert_close(seeded(loss, data), expected)
+
+
+@pytest.mark.parametrize("kind", ["td3", "crr", "iql"])
+def test_agents_in_a_nested_tensordict_are_as_so_many_samples(kind):
+    """The layout of TorchRL's multi-agent environments: batch [B] at the root, [B, n] below."""
+    batch, agents = 6, 3
+    torch.manual_seed(0)
+    keys = {"action": ("agents", "action"), "state_action_value": ("agents", "q"), "priority": ("agents", "p")}
+    keys |= {name: ("agents", name) for name in ("reward", "done", "terminated")}
+    network = {"hidden_sizes": [8]}
+
+    def make(nested):
+        torch.manual_seed(1)
+        observation, action = (("agents", name) if nested else name for name in ("observation", "action"))
+        q, v = (("agents", name) if nested else name for name in ("q", "v"))
+        options = {"schedule": NoiseSchedule(50), "num_calls": 3, "solver": "dpm_solver_pp"}
+        networks = [EDPActor(NoisePredictionMLP(3, 2, **network), in_keys=[observation], out_keys=[action], **options)]
+        critic = QValueNetwork(3, 2, **network)
+        networks.append(ValueOperator(critic, in_keys=[observation, action], out_keys=[q]))
+        if kind == "iql":
+            networks.append(ValueOperator(ValueNetwork(3, **network), in_keys=[observation], out_keys=[v]))
+        loss = {"td3": EDPTD3Loss, "crr": EDPCRRLoss, "iql": EDPIQLLoss}[kind](*networks)
+        own = keys if nested else {"state_action_value": "q"}
+        loss.set_keys(**own, **({"value": v} if kind == "iql" else {}))
+        loss.make_value_estimator(gamma=0.9)
+        SoftUpdate(loss, tau=0.005)
+        return loss
+
+    shape = (batch, agents)
+    done = torch.zeros(*shape, 1, dtype=torch.bool)
+    own = TensorDict({"observation": torch.randn(*shape, 3), "action": torch.rand(*shape, 2) * 2 - 1}, shape)
+    following = {"observation": torch.randn(*shape, 3), "reward": torch.randn(*shape, 1), "done": done}
+    following = TensorDict(following | {"terminated": done.clone()}, shape)
+    nested = TensorDict({"agents": own, "next": TensorDict({"agents": following}, [batch])}, [batch])
+    flat = own.clone().set("next", following).flatten(0, 1)
+    found = []
+    for loss, data in ((make(True), nested), (make(False), flat)):
+        torch.manual_seed(2)
+        found.append({name: value.mean() for name, value in loss(data).items() if name.startswith("loss_")})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], msg=name)

@@ -7,9 +7,24 @@ import os
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.envs import GymEnv
 from training_helpers import ACTIONS, DIFFUSION, NETWORK, OBSERVATIONS, SELECTION, make_loss, make_policy
 
-from torchrl_edp.training import EDPTargetUpdate, load_policy, save_policy
+from torchrl_edp.data import ActionScaler, ObservationNormalizer
+from torchrl_edp.modules import FrozenPolicy
+from torchrl_edp.training import (
+    EDPTargetUpdate,
+    EnvironmentPolicy,
+    SelectionSettings,
+    TrunkSettings,
+    build_actor,
+    build_feed_forward,
+    build_qvalue,
+    build_selector,
+    load_policy,
+    save_feed_forward_policy,
+    save_policy,
+)
 
 
 @pytest.fixture
@@ -123,3 +138,31 @@ def test_only_selectors_are_saved(policy, tmp_path):
     policy.policy = policy.policy.actor_network
     with pytest.raises(TypeError, match="EnergyBasedActionSelector"):
         save(tmp_path / "policy", policy)
+
+
+def test_it_acts_on_what_the_environment_gives(policy, tmp_path):
+    """MuJoCo's observations are float64; the policy is found by its run's folder, too."""
+    save(tmp_path / "policy", policy)
+    loaded, observation = load_policy(tmp_path), torch.randn(5, OBSERVATIONS)
+    action = act(loaded, observation.double())
+    assert action.dtype == torch.float32 and torch.equal(action, act(policy, observation))
+    frozen = FrozenPolicy(loaded, compile=False)
+    torch.testing.assert_close(act(frozen, observation.double()), action)
+
+
+@pytest.mark.slow
+def test_a_loaded_policy_acts_in_mujoco(tmp_path):
+    for kind in ("diffusion", "tanh", "tanh_gaussian"):
+        normalizer, scaler = ObservationNormalizer.identity(11), ActionScaler([-1.0] * 3, [1.0] * 3)
+        if kind == "diffusion":
+            actor, qvalue = build_actor(11, 3, NETWORK, DIFFUSION), build_qvalue(11, 3, NETWORK)
+            policy = EnvironmentPolicy(build_selector(actor, qvalue, SelectionSettings()), normalizer, scaler)
+            save_policy(tmp_path / kind, policy, network=NETWORK, diffusion=DIFFUSION, selection=SelectionSettings())
+        else:
+            trunk = TrunkSettings(hidden_sizes=[8])
+            policy = EnvironmentPolicy(build_feed_forward(11, 3, trunk, kind), normalizer, scaler)
+            save_feed_forward_policy(tmp_path / kind, policy, network=trunk, kind=kind)
+        loaded = load_policy(tmp_path / kind)
+        for acting in (loaded, FrozenPolicy(loaded, compile=False)):
+            steps = GymEnv("Hopper-v5").rollout(5, acting)
+            assert steps["action"].dtype == torch.float32 and steps["action"].abs().max() <= 1, kind

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torchrl.data import SamplerWithoutReplacement, TensorDictReplayBuffer
+from torchrl.objectives import SoftUpdate
 from training_helpers import make_data, make_loss, make_state, run
 
 from torchrl_edp.training import EDPTargetUpdate, TrainState
@@ -158,3 +159,9 @@ def test_a_policy_that_cannot_learn_is_refused():
         parameter.requires_grad_(False)
     with pytest.raises(ValueError, match="actor parameters"):
         TrainState(loss, make_data().buffer, EDPTargetUpdate(loss))
+
+
+def test_other_target_updaters_are_refused():
+    loss, buffer = make_loss("td3"), make_data().buffer
+    with pytest.raises(TypeError, match=r"targets must be an EDPTargetUpdate\(loss, tau=...\), got SoftUpdate"):
+        TrainState(loss, buffer, SoftUpdate(loss, tau=0.005))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torchrl.data import TensorDictReplayBuffer
 
+from torchrl_edp.data.checks import DatasetError
 from torchrl_edp.data.dataset import OfflineDataset
 from torchrl_edp.data.loading import load_minari, local_dataset_ids
 from torchrl_edp.data.local import make_local_dataset
@@ -31,6 +32,8 @@ def load_dataset(name: str | os.PathLike[str], **options: Any) -> OfflineDataset
         >>> data = load_dataset("mujoco/hopper/medium-v0")  # doctest: +SKIP
     """
     if not str(name).startswith("local/"):
+        if "num_steps" in options:
+            raise DatasetError(f"num_steps sizes local counterparts, got it for {name}: leave out data.num_steps.")
         return load_minari(name, **options)
     if not options and str(name).count("-s") and name in local_dataset_ids():
         return load_minari(name, download=False)  # a size or seed of its own, made before

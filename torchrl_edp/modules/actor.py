@@ -241,6 +241,8 @@ class EDPActor(SafeModule):
         in_keys = ["observation"] if in_keys is None else list(in_keys)
         out_keys = ["action"] if out_keys is None else list(out_keys)
         action_spec = spec[out_keys[0]] if isinstance(spec, Composite) else spec
+        if action_spec is not None and not action_spec.dtype.is_floating_point:
+            raise ValueError(f"EDPActor has continuous actions, got the spec {type(action_spec).__name__}.")
         if spec is not None and not isinstance(spec, Composite):
             spec = Composite({out_keys[0]: spec})
         sizes: dict[str, Any] = {
@@ -288,6 +290,8 @@ def _bounds(spec: TensorSpec | None) -> Bounds:
         return (-1.0, 1.0)
     # One row is enough: a batched spec repeats the bounds.
     low, high = (bound.reshape(-1, spec.shape[-1])[0] for bound in (spec.space.low, spec.space.high))
+    if not bool(low.isfinite().all() and high.isfinite().all()):
+        raise ValueError(f"The action's bounds must be finite, or clip_actions=False; got {low} and {high}.")
     if bool((low == low[0]).all() and (high == high[0]).all()):
         return (float(low[0]), float(high[0]))
     return (low, high)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
-from tensordict.utils import NestedKey
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 
 SelectionMode = Literal["sample", "argmax"]
@@ -69,6 +69,12 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
             raise ValueError(f"temperature must be positive, got {temperature}: use mode='argmax' for its limit 0.")
         if mode not in ("sample", "argmax"):
             raise ValueError(f"mode must be 'sample' or 'argmax', got {mode!r}.")
+        for name, key, network in (
+            ("action_key", action_key, actor_network),
+            ("value_key", value_key, qvalue_network),
+        ):
+            if unravel_key(key) not in map(unravel_key, network.out_keys):
+                raise ValueError(f"{name} must be one of the network's out_keys {network.out_keys}, got {key!r}.")
         self.actor_network = actor_network
         self.qvalue_network = qvalue_network
         self.actor_params = actor_params

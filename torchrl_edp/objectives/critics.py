@@ -221,7 +221,9 @@ class CriticEnsembleLoss(LossModule):
         """Values [E, *B] under stacked critics, of the actions in ``tensordict``, or of ``action`` [*B, A]."""
         inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False)
         if action is not None:
-            inputs = inputs.expand(action.shape[:-1]).copy().set(self.tensor_keys.action, action)
+            like = next(iter(inputs.values(True, True)))  # [*B, ...], with agents' dimensions beyond the batch's
+            extra = action.shape[: action.ndim - like.ndim]
+            inputs = inputs.expand(*extra, *inputs.batch_size).copy().set(self.tensor_keys.action, action)
         return self._vmap_qvalue(inputs, params).get(self.tensor_keys.state_action_value).squeeze(-1)
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:

@@ -64,7 +64,9 @@ class EnvironmentPolicy(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the action into ``tensordict`` and return it."""
-        observation = self.observation_normalizer(tensordict.get("observation"))
+        # In the networks' precision: MuJoCo's environments give float64.
+        observation = tensordict.get("observation").to(self.observation_normalizer.loc.dtype)
+        observation = self.observation_normalizer(observation)
         inner = self.policy(TensorDict({"observation": observation}, tensordict.batch_size))
         return tensordict.set("action", self.action_scaler.inverse(inner.get("action")))
 
@@ -157,7 +159,7 @@ def _write(
 
 
 def load_policy(path: str | Path) -> EnvironmentPolicy:
-    """The policy that was saved under ``path``; no code is executed by loading it.
+    """The policy that was saved under ``path``, or as ``policy`` in the folder ``path``; loading executes no code.
 
     A diffusion policy draws its actions; a feed-forward policy acts deterministically, unless an exploration type says
     otherwise.
@@ -166,6 +168,7 @@ def load_policy(path: str | Path) -> EnvironmentPolicy:
         FileNotFoundError: if one of the two files is missing.
         ValueError: if they are of another format, damaged, or do not fit each other.
     """
+    path = Path(path, "policy") if Path(path).is_dir() else path
     path = str(path).removesuffix(".safetensors").removesuffix(".json")
     weights = Path(f"{path}.safetensors").read_bytes()
     try:
@@ -204,6 +207,8 @@ def _build_feed_forward(card: dict[str, Any], group: Callable[[str], dict[str, T
     sizes = card["observation_size"], card["action_size"]
     actor = build_feed_forward(*sizes, TrunkSettings(**card["network"]), card["feed_forward"])
     actor.load_state_dict(group("actor"))
+    if card["feed_forward"] == "tanh_gaussian":  # for acting alone; TorchRL's safe tanh cannot be exported
+        actor[-1].distribution_kwargs["safe_tanh"] = False
     return actor
 
 

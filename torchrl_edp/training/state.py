@@ -96,6 +96,8 @@ class TrainState:
             raise ValueError(f"update_order must be 'joint' or 'sequential', got {update_order!r}.")
         if decay not in ("none", "cosine"):
             raise ValueError(f"decay must be 'none' or 'cosine', got {decay!r}.")
+        if not isinstance(targets, EDPTargetUpdate):
+            raise TypeError(f"targets must be an EDPTargetUpdate(loss, tau=...), got {type(targets).__name__}.")
         self.loss = loss
         self.buffer = buffer
         self.targets = targets
