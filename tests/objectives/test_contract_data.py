@@ -148,6 +148,28 @@ def test_a_diffusion_step_may_have_a_last_dimension_of_its_own(case):
     assert_close(seeded(loss, data), expected)
 
 
+@pytest.mark.parametrize("kind", [EDPTD3Loss, EDPCRRLoss])
+@pytest.mark.parametrize("inputs", [["image", "action"], ["action"]])
+def test_critics_may_read_what_is_no_vector_or_the_action_alone(kind, inputs):
+    class Critic(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Linear(2, 1)
+
+        def forward(self, *values):
+            shift = values[0].flatten(-3).mean(-1, keepdim=True) if len(values) > 1 else 0.0
+            return self.scale(values[-1]) + shift
+
+    actor = EDPActor(NoisePredictionMLP(3, 2, hidden_sizes=[8]), schedule=NoiseSchedule(50), num_calls=3)
+    loss = kind(actor, ValueOperator(Critic(), in_keys=inputs)).make_value_estimator(gamma=0.9)
+    SoftUpdate(loss, tau=0.005)
+    done = torch.zeros(6, 1, dtype=torch.bool)
+    states = [{"observation": torch.randn(6, 3), "image": torch.randn(6, 4, 4, 1)} for _ in range(2)]
+    following = states[1] | {"reward": torch.randn(6, 1), "done": done, "terminated": done.clone()}
+    data = TensorDict(states[0] | {"action": torch.rand(6, 2), "next": following}, [6])
+    assert all(value.isfinite().all() for value in loss(data).values())
+
+
 @pytest.mark.parametrize("kind", ["td3", "crr", "iql"])
 def test_agents_in_a_nested_tensordict_are_as_so_many_samples(kind):
     """The layout of TorchRL's multi-agent environments: batch [B] at the root, [B, n] below."""

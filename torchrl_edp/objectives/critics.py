@@ -217,13 +217,17 @@ class CriticEnsembleLoss(LossModule):
             self._shared[name] = compute()
         return self._shared[name]
 
-    def _qvalues(self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor | None = None) -> Tensor:
-        """Values [E, *B] under stacked critics, of the actions in ``tensordict``, or of ``action`` [*B, A]."""
+    def _qvalues(
+        self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor | None = None, *, several: bool = False
+    ) -> Tensor:
+        """Values [E, *B] under stacked critics, of the actions in ``tensordict``, or of ``action`` [*B, A].
+
+        With ``several`` actions a state, [N, *B, A], the values are [E, N, *B].
+        """
         inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False)
         if action is not None:
-            like = next(iter(inputs.values(True, True)))  # [*B, ...], with agents' dimensions beyond the batch's
-            extra = action.shape[: action.ndim - like.ndim]
-            inputs = inputs.expand(*extra, *inputs.batch_size).copy().set(self.tensor_keys.action, action)
+            count = action.shape[:1] if several else ()  # *B may be more than the batch size: agents are nested
+            inputs = inputs.expand(*count, *inputs.batch_size).copy().set(self.tensor_keys.action, action)
         return self._vmap_qvalue(inputs, params).get(self.tensor_keys.state_action_value).squeeze(-1)
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
