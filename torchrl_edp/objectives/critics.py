@@ -224,11 +224,23 @@ class CriticEnsembleLoss(LossModule):
 
         With ``several`` actions a state, [N, *B, A], the values are [E, N, *B].
         """
-        inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False)
-        if action is not None:
-            count = action.shape[:1] if several else ()  # *B may be more than the batch size: agents are nested
-            inputs = inputs.expand(*count, *inputs.batch_size).copy().set(self.tensor_keys.action, action)
+        inputs = self._critic_inputs(tensordict, action, several=several)
         return self._vmap_qvalue(inputs, params).get(self.tensor_keys.state_action_value).squeeze(-1)
+
+    def _qvalue(self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor) -> Tensor:
+        """Values [*B] of ``action`` [*B, A] under one critic: plain products where a stack of one is copied first."""
+        inputs = self._critic_inputs(tensordict, action)
+        with params.to_module(self.qvalue_network, preserve_module_state=False):
+            return self.qvalue_network(inputs).get(self.tensor_keys.state_action_value).squeeze(-1)
+
+    def _critic_inputs(
+        self, tensordict: TensorDictBase, action: Tensor | None, *, several: bool = False
+    ) -> TensorDictBase:
+        inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False)
+        if action is None:
+            return inputs
+        count = action.shape[:1] if several else ()  # *B may be more than the batch size: agents are nested
+        return inputs.expand(*count, *inputs.batch_size).copy().set(self.tensor_keys.action, action)
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """TD error of every critic to its target, summed over critics."""

@@ -189,14 +189,14 @@ class EDPTD3Loss(SampledTargetLoss):
         params = params.data if isinstance(params, TensorDictParams) else params.detach()
         if self.guidance_qvalue == "random":
             head = torch.randint(self.num_qvalue_nets, (1,), device=action.device)
-            qvalue = self._qvalues(tensordict, params[head], action)[0]
+            qvalue = self._qvalue(tensordict, params[head].squeeze(0), action)
         else:
             qvalues = self._qvalues(tensordict, params, action)
             qvalue = qvalues.mean(0) if self.guidance_qvalue == "mean" else qvalues.amin(0)
         scale_source = qvalue.detach()
         if self.qvalue_normalization == "other":
             other = (head + 1) % self.num_qvalue_nets
-            scale_source = self._qvalues(tensordict, params[other], action.detach())[0]
+            scale_source = self._qvalue(tensordict, params[other].squeeze(0), action.detach())
         scale = torch.full_like(scale_source, self.alpha)
         if self.qvalue_normalization is not None:
             size = self._reduce_loss(scale_source.abs(), tensordict=tensordict, reduction="mean")

@@ -17,6 +17,7 @@ from torchrl_edp.training.adam import NetworkOptimizer
 from torchrl_edp.training.bias import AddBiasLater
 from torchrl_edp.training.exponential import InlineExp
 from torchrl_edp.training.finite import not_finite
+from torchrl_edp.training.layout import TransposeFactors
 from torchrl_edp.training.targets import EDPTargetUpdate
 
 _COMPILE_OPTIONS: dict[str, Any] = {
@@ -29,7 +30,7 @@ _COMPILE_OPTIONS: dict[str, Any] = {
 # The calls of products come from C++, not from Python; the passes say what they do.
 _CPU_OPTIONS: dict[str, Any] = {
     "cpp_wrapper": True,
-    "post_grad_custom_post_pass": [AddBiasLater(), InlineExp()],
+    "post_grad_custom_post_pass": [AddBiasLater(), InlineExp(), TransposeFactors()],
     "cpp.enable_floating_point_contract_flag": "fast",  # a b + c in one instruction, for InlineExp
 }
 
@@ -136,11 +137,13 @@ class TrainState:
             self._update, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options
         )
 
-        def step(*inputs: Any) -> _Updated:
+        def first(*inputs: Any) -> _Updated:
             with torch._dynamo.config.patch(trace_autograd_ops=True):
-                return compiled(*inputs)
+                result = compiled(*inputs)
+            self._step = compiled  # without guards there is no second compilation
+            return result
 
-        return step
+        return first
 
     @property
     def device(self) -> torch.device:
@@ -165,7 +168,8 @@ class TrainState:
             self.optimizers["actor"].lr.fill_(self._actor_lr * share)
         self._actor_rate.fill_(self.targets.next_actor_rate())
         self.updates += 1
-        self._actor_due.fill_(self.updates % self.policy_every == 0)
+        if self.policy_every > 1:
+            self._actor_due.fill_(self.updates % self.policy_every == 0)
         metrics, valid = self._step(batch, index)
         self._unchecked.append((self.updates, metrics, valid))
         if len(self._unchecked) >= self.check_every:
