@@ -27,9 +27,8 @@ def make_settings(name, **options):
     cfg = EXPERIMENTS[name](
         dataset="tiny",
         network=NetworkSettings(hidden_sizes=[8]),
-        diffusion=DiffusionSettings(num_steps=50, num_calls=2),
         logger=LoggerSettings(backend="", eval_iter=2, log_iter=2, eval_envs=2, progress=False),
-        **{"optim": optim, **options},
+        **{"optim": optim, "diffusion": DiffusionSettings(num_steps=50, num_calls=2), **options},
     )
     cfg.replay_buffer.batch_size = 8
     return cfg

@@ -15,11 +15,12 @@ from torchrl_edp.training import (
     RunFolder,
     SelectionSettings,
     TrainState,
+    experiment,
     load_policy,
     prepare_data,
     run_experiment,
 )
-from torchrl_edp.training.settings import PolicySettings
+from torchrl_edp.training.settings import CompileSettings, DiffusionSettings, PolicySettings
 
 
 def run(tmp_path, name, **options):
@@ -113,3 +114,39 @@ def test_order_of_updates(name, order, terms, stepped):
     state.update()
     assert called == terms and moved == stepped
     assert changed() == set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "wanted", "compiled"),
+    [
+        ("edp_td3", 30, None, (True, True)),
+        ("edp_td3", 31, None, (False, False)),
+        ("edp_td3", None, None, (False, False)),  # all 50 diffusion steps
+        ("edp_td3", 31, True, (True, True)),
+        ("edp_td3", 5, False, (False, False)),
+        ("edp_crr", 31, None, (False, False)),
+        ("edp_iql", 31, None, (True, False)),  # its updates draw no actions
+    ],
+)
+def test_long_samplers_are_compiled_only_when_asked_for(tmp_path, monkeypatch, name, calls, wanted, compiled):
+    found = []
+
+    class Stop(Exception):
+        pass
+
+    def train_state(*args, compile, **options):
+        found.append(compile)
+        return TrainState(*args, compile=False, **options)
+
+    def acting_policy(*args, compile):
+        found.append(compile)
+        raise Stop
+
+    monkeypatch.setattr(experiment, "choose_compile", lambda wanted, _: wanted is not False)
+    monkeypatch.setattr(experiment, "TrainState", train_state)
+    monkeypatch.setattr(experiment, "ActingPolicy", acting_policy)
+    solver = {} if calls else {"solver": "ddpm", "solver_kwargs": {}}
+    diffusion = DiffusionSettings(num_steps=50, num_calls=calls, **solver)
+    with pytest.raises(Stop):
+        run(tmp_path, name, diffusion=diffusion, compile=CompileSettings(wanted))
+    assert tuple(found) == compiled

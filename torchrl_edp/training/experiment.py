@@ -14,6 +14,7 @@ from torchrl_edp.data import OfflineDataset, load_dataset
 from torchrl_edp.evaluation import PolicyEvaluator
 from torchrl_edp.modules import EDPActor
 from torchrl_edp.objectives import MultiSeedLoss
+from torchrl_edp.objectives.sampled_target import SampledTargetLoss
 from torchrl_edp.training.acting import ActingPolicy
 from torchrl_edp.training.build import build_actor, build_qvalue
 from torchrl_edp.training.loop import TrainingStopped, train
@@ -21,7 +22,7 @@ from torchrl_edp.training.record import TrainingRecord, summarize_seeds
 from torchrl_edp.training.resume import RunCheckpoints, resume_command
 from torchrl_edp.training.run import RunFolder
 from torchrl_edp.training.settings import ExperimentSettings, FeedForwardSettings, RunSettings
-from torchrl_edp.training.setup import PreparedData, choose_compile, choose_device, prepare_data
+from torchrl_edp.training.setup import MOST_CALLS, PreparedData, choose_compile, choose_device, prepare_data
 from torchrl_edp.training.state import TrainState
 from torchrl_edp.training.targets import EDPTargetUpdate
 
@@ -60,16 +61,18 @@ def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, 
     """
     device = choose_device(cfg.optim.device)
     compile = choose_compile(cfg.compile.compile, cfg.optim.gradient_steps)
+    compile_sampler = compile and (cfg.compile.compile is True or _sampler_calls(cfg) <= MOST_CALLS)
     if cfg.compile.onednn:
         # The switch to oneDNN; on processors without AMX products stay float32.
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
     loss = loss.to(device)
     data = _prepare(cfg, dataset, device)
-    state = _train_state(cfg, loss, data, compile)
+    samples = isinstance(loss.losses[0] if isinstance(loss, MultiSeedLoss) else loss, SampledTargetLoss)
+    state = _train_state(cfg, loss, data, compile_sampler if samples else compile)
     seeds = loss.seeds if isinstance(loss, MultiSeedLoss) else (cfg.seed,)
     if seeds != cfg.seeds:
         raise ValueError(f"Expected a loss of the seeds {list(cfg.seeds)}, got one of {list(seeds)}.")
-    acting = ActingPolicy(cfg, dataset, loss, data, compile=compile)
+    acting = ActingPolicy(cfg, dataset, loss, data, compile=compile_sampler)
     record = TrainingRecord(state.num_seeds)
     checkpoints = RunCheckpoints(folder, state, record, cfg, dataset)
     seed_rows = checkpoints.restore()
@@ -103,6 +106,13 @@ def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, 
     for index in range(state.num_seeds):
         save("policy", index)
     return _summarize(cfg, type(acting.loss).__name__, folder, record, state.updates)
+
+
+def _sampler_calls(cfg: RunSettings) -> int:
+    """Network calls for one action of the policy."""
+    if not isinstance(cfg, ExperimentSettings):
+        return 1
+    return cfg.diffusion.num_calls or cfg.diffusion.num_steps
 
 
 def _prepare(cfg: RunSettings, dataset: OfflineDataset, device: torch.device) -> PreparedData:

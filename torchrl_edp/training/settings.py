@@ -102,7 +102,8 @@ class CheckpointSettings:
 class CompileSettings:
     """How updates are computed."""
 
-    compile: bool | None = None  # None: compile runs of at least 5,000 updates, where it pays
+    # None: compile runs of at least 5,000 updates, and what samples in them if its solver makes at most 30 calls.
+    compile: bool | None = None
     # Matrix products on a CPU by oneDNN in place of MKL: up to twice as fast; with AMX they may be rounded to bfloat16.
     onednn: bool = False
 

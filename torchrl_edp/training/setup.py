@@ -18,6 +18,7 @@ from torchrl_edp.data import (
 )
 
 COMPILE_FROM = 5_000  # updates; below, compiling takes longer than it saves
+MOST_CALLS = 30  # of the network in one sampling, which compiled is unrolled: 100 are not done in many minutes
 
 
 @dataclass
