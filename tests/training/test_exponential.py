@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
+from training_helpers import compile_and_count
 
 from torchrl_edp.modules.networks import fast_mish
-from torchrl_edp.training import state
 from torchrl_edp.training.exponential import InlineExp, bounded_exp
 
 aten = torch.ops.aten
@@ -76,19 +76,7 @@ def test_any_exponential_of_a_clamp_to_its_range_will_do():
 @pytest.mark.slow
 @pytest.mark.parametrize(("function", "left"), [(fast_mish, 0), (mish_and_slope, 1)])
 def test_a_compiled_update_keeps_the_exponential_that_gradients_read(function, left):
-    counts = []
-
-    class Count(InlineExp):
-        def __call__(self, graph):
-            counts.append(exps(graph))
-
-        def uuid(self):
-            return None  # nothing is taken from the cache, where no pass would run
-
-    passes = state._CPU_OPTIONS["post_grad_custom_post_pass"]
-    options = state._CPU_OPTIONS | {"post_grad_custom_post_pass": [Count(), *passes, Count()]}
     x = torch.linspace(-100, 30, 4001, requires_grad=function is mish_and_slope)
-    with torch._dynamo.config.patch(trace_autograd_ops=True):
-        result = torch.compile(function, fullgraph=True, dynamic=False, options=options)(x)
+    result, counts = compile_and_count(function, exps, x)
     torch.testing.assert_close(result, function(x), rtol=1e-5, atol=1e-5)
     assert counts == [1, left]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
+from training_helpers import compile_and_count
 
-from torchrl_edp.training import state
 from torchrl_edp.training.layout import TransposeFactors
 
 aten = torch.ops.aten
@@ -54,21 +54,8 @@ def test_only_a_transposed_product_changes_and_its_values_never(function, counts
 
 @pytest.mark.slow
 def test_a_compiled_update_gets_gradients_of_stacked_weights_in_their_layout():
-    counts = []
-
-    class Count(TransposeFactors):
-        def __call__(self, graph):
-            counts.append(transposed_products(graph))
-
-        def uuid(self):
-            return None  # nothing is taken from the cache, where no pass would run
-
-    passes = state._CPU_OPTIONS["post_grad_custom_post_pass"]
-    options = state._CPU_OPTIONS | {"post_grad_custom_post_pass": [Count(), *passes, Count()]}
     x, weights, biases = (torch.randn(*shape, dtype=torch.float64) for shape in ((5, 4), (3, 2, 4), (3, 2)))
-    with torch._dynamo.config.patch(trace_autograd_ops=True):
-        compiled = torch.compile(weight_gradient, fullgraph=True, dynamic=False, options=options)
-        gradient = compiled(x, weights.requires_grad_(), biases)
+    gradient, counts = compile_and_count(weight_gradient, transposed_products, x, weights.requires_grad_(), biases)
     assert counts == [1, 0]
     expected = 2 * torch.stack([(x @ w.T + b).T @ x for w, b in zip(weights, biases, strict=True)])
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)

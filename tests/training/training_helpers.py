@@ -1,6 +1,7 @@
 """Small losses, buffers and policies for the tests of training."""
 
 import torch
+from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from torchrl_edp import EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
 from torchrl_edp.data import ActionScaler, ObservationNormalizer, from_arrays, make_replay_buffer
@@ -17,6 +18,7 @@ from torchrl_edp.training import (
     build_selector,
     build_value,
     prepare_data,
+    state,
 )
 
 OBSERVATIONS, ACTIONS = 3, 2
@@ -75,3 +77,20 @@ def make_policy(loss: EDPLoss) -> EnvironmentPolicy:
     )
     normalizer = ObservationNormalizer([1.0] * OBSERVATIONS, [3.0] * OBSERVATIONS)
     return EnvironmentPolicy(selector, normalizer, ActionScaler([-2.0] * ACTIONS, [2.0] * ACTIONS))
+
+
+def compile_and_count(function, count, *inputs):
+    """What ``function`` gives, compiled as an update is, and ``count(graph)`` before and after the update's passes."""
+    counts = []
+
+    class Count(CustomGraphPass):
+        def __call__(self, graph):
+            counts.append(count(graph))
+
+        def uuid(self):
+            return None  # nothing is taken from the cache, where no pass would run
+
+    passes = state._CPU_OPTIONS["post_grad_custom_post_pass"]
+    options = state._CPU_OPTIONS | {"post_grad_custom_post_pass": [Count(), *passes, Count()]}
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        return torch.compile(function, fullgraph=True, dynamic=False, options=options)(*inputs), counts

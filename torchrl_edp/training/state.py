@@ -137,13 +137,11 @@ class TrainState:
             self._update, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options
         )
 
-        def first(*inputs: Any) -> _Updated:
+        def step(*inputs: Any) -> _Updated:
             with torch._dynamo.config.patch(trace_autograd_ops=True):
-                result = compiled(*inputs)
-            self._step = compiled  # without guards there is no second compilation
-            return result
+                return compiled(*inputs)
 
-        return first
+        return step
 
     @property
     def device(self) -> torch.device:
