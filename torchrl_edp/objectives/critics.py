@@ -228,7 +228,7 @@ class CriticEnsembleLoss(LossModule):
         return self._vmap_qvalue(inputs, params).get(self.tensor_keys.state_action_value).squeeze(-1)
 
     def _qvalue(self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor) -> Tensor:
-        """Values [*B] of ``action`` [*B, A] under one critic: plain products where a stack of one is copied first."""
+        """Values [*B] of ``action`` [*B, A] under one critic, without vmap: oneDNN copies what is stacked."""
         inputs = self._critic_inputs(tensordict, action)
         with params.to_module(self.qvalue_network, preserve_module_state=False):
             return self.qvalue_network(inputs).get(self.tensor_keys.state_action_value).squeeze(-1)
