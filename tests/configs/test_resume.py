@@ -26,10 +26,10 @@ def test_no_folder_to_be_found(overrides):
 def test_auto_is_the_newest_run_of_the_data_set_and_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resume_overrides("edp_iql", ["resume=auto"]) == []
+    folder = tmp_path / "runs/edp_iql/local/hopper/medium-expert-v0"
     for seed, day in ((0, 1), (0, 2), (5, 3)):
-        (tmp_path / f"runs/edp_iql/local/hopper/medium-expert-v0/seed{seed}_2026-01-0{day}_00-00-00").mkdir(
-            parents=True
-        )
+        save(folder / f"seed{seed}_2026-01-0{day}_00-00-00")
+    (folder / "seed0_2026-01-04_00-00-00").mkdir()  # a start that failed
     (found, *rest) = resume_overrides("edp_iql", ["resume=auto"])
     assert found.endswith("medium-expert-v0/seed0_2026-01-02_00-00-00'") and rest == ["resume=auto"]
     assert "seed5_2026-01-03" in resume_overrides("edp_iql", ["resume=auto", "seed=5"])[0]

@@ -15,7 +15,8 @@ def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     Args:
         name: of the experiment.
         overrides: of the command line. ``resume=FOLDER`` goes on in that folder, with the overrides it was started with
-            before the given ones; ``resume=auto`` in the newest folder of the same data set and seed, if there is one.
+            before the given ones; ``resume=auto`` in the newest folder of the same data set and seed that has a
+            checkpoint (starts that failed leave folders, too).
 
     Raises:
         SystemExit: if the named folder is no run of this experiment.
@@ -27,8 +28,9 @@ def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     if wanted == "auto":
         defaults = SCHEMAS[name]
         dataset, seed = (given.get(key, str(getattr(defaults, key))) for key in ("dataset", "seed"))
-        folders = sorted(Path("runs", name, dataset).glob(f"seed{seed}_*"))
-        return [f"hydra.run.dir='{folders[-1]}'", *overrides] if folders else []
+        folders = sorted(Path("runs", name, dataset).glob(f"seed{seed}_*"), reverse=True)
+        started = (folder for folder in folders if CheckpointStore(folder / "checkpoints").steps())
+        return next(([f"hydra.run.dir='{folder}'", *overrides] for folder in started), [])
     checkpoint, skipped = CheckpointStore(Path(wanted, "checkpoints")).newest()
     if checkpoint is None:
         raise SystemExit(
