@@ -145,7 +145,18 @@ def test_a_buffer_with_its_own_way_of_drawing_is_sampled_by_itself():
     assert len(drawn.unique(dim=0)) == 48  # the update has drawn the first 16 of an epoch of 64
 
 
-@pytest.mark.parametrize(("option", "value"), [("update_order", "backwards"), ("decay", "linear")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("update_order", "backwards"),
+        ("decay", "linear"),
+        ("lr", -1e-3),
+        ("critic_lr", 0.0),
+        ("clip_grad", float("nan")),
+        ("gradient_steps", 0),
+        ("policy_every", 0),
+    ],
+)
 def test_wrong_options_are_refused(option, value):
     loss = make_loss()
     targets = EDPTargetUpdate(loss)

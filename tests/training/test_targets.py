@@ -51,3 +51,10 @@ def test_without_actor_targets_only_the_critics_move():
     shift(loss, 1.0)
     targets.step()
     torch.testing.assert_close(values(loss.target_qvalue_network_params), before + 0.5)
+
+
+@pytest.mark.parametrize("option", [{"tau": 1.5}, {"actor_tau": -0.1}, {"actor_every": 0}])
+def test_wrong_rates_are_refused(option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"^{name} must lie in"):
+        EDPTargetUpdate(make_loss(), **option)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
 from torchrl.objectives import LossModule
 
+from torchrl_edp.diffusion import check_interval
 from torchrl_edp.objectives import MultiSeedLoss
 from torchrl_edp.training.adam import NetworkOptimizer
 from torchrl_edp.training.bias import AddBiasLater
@@ -61,6 +62,10 @@ class TrainState:
         policy_every: updates between two steps of the policy (TD3: 2); its gradient is computed at every one.
         compile: compile the update, from the batch to the targets, into one graph.
 
+    Raises:
+        ValueError: if an option is none of those above, or a number is not positive.
+        TypeError: if ``targets`` is another target updater.
+
     Examples:
         >>> import torch
         >>> from torchrl_edp import EDPIQLLoss
@@ -99,6 +104,10 @@ class TrainState:
             raise ValueError(f"decay must be 'none' or 'cosine', got {decay!r}.")
         if not isinstance(targets, EDPTargetUpdate):
             raise TypeError(f"targets must be an EDPTargetUpdate(loss, tau=...), got {type(targets).__name__}.")
+        numbers = {"lr": lr, "critic_lr": critic_lr, "clip_grad": clip_grad}
+        for name, value in {**numbers, "gradient_steps": gradient_steps, "policy_every": policy_every}.items():
+            if value is not None:
+                check_interval(name, value, "(0, inf)")
         self.loss = loss
         self.buffer = buffer
         self.targets = targets

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchrl.objectives import LossModule, SoftUpdate
 
+from torchrl_edp.diffusion import check_interval
+
 
 class EDPTargetUpdate(SoftUpdate):
     """TorchRL's SoftUpdate with a schedule of its own for the policy.
@@ -18,6 +20,9 @@ class EDPTargetUpdate(SoftUpdate):
         actor_tau: Polyak rate of the policy; ``tau`` if None.
         actor_every: updates between two steps of the policy's average (reference code: 5).
         actor_start: updates before the first of them (reference code: 1000); until then the average is a copy.
+
+    Raises:
+        ValueError: if a rate lies outside of [0, 1], or ``actor_every`` below 1.
 
     Examples:
         >>> from torchrl_edp import EDPIQLLoss
@@ -38,6 +43,10 @@ class EDPTargetUpdate(SoftUpdate):
         actor_every: int = 1,
         actor_start: int = 0,
     ) -> None:
+        for name, value in (("tau", tau), ("actor_tau", actor_tau)):
+            if value is not None:
+                check_interval(name, value, "[0, 1]")
+        check_interval("actor_every", actor_every, "[1, inf)")
         super().__init__(loss_module, tau=tau)
         self.actor_tau = tau if actor_tau is None else actor_tau
         self.actor_every = actor_every
