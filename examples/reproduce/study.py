@@ -80,6 +80,8 @@ class Study:
             train_missing(by_seed, ledger, **launching(args))
         else:
             ledger.collect(by_seed)
+            if not any(run.key in ledger for run in by_seed):
+                raise SystemExit(f"None of the {len(by_seed)} runs is in {ledger.path}: leave --no-train out.")
         self.finish(cells, ledger, list(datasets), args)
 
     def finish(
