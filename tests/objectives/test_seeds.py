@@ -171,3 +171,18 @@ def test_refusals():
         MultiSeedLoss(lambda: torch.nn.Linear(2, 2), [0])
     with pytest.raises(ValueError, match=r"batch of every seed, \[2, ...\], got batch size \[3, 4\]"):
         several(lambda: make_loss(IQL), [0, 1])(make_data((3, 4)))
+
+
+@pytest.mark.parametrize("method", ["set_keys", "make_value_estimator", "select_out_keys"])
+def test_what_would_have_no_effect_is_refused(method):
+    with pytest.raises(RuntimeError, match=f"{method} has no effect .* Call it in make_loss"):
+        getattr(several(lambda: make_loss(IQL), [0, 1]), method)()
+
+
+def test_outputs_selected_by_make_loss():
+    def selected():
+        loss = make_loss(IQL)
+        loss.select_out_keys("loss_actor")
+        return loss
+
+    assert list(several(selected, [0, 1])(make_data((2, 4))).keys()) == ["loss_actor"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -28,7 +28,7 @@ class MultiSeedLoss(LossModule):
 
     Args:
         make_loss: builds the loss of one seed, with networks of its own. Keys, value estimator and outputs are set
-            there: of settings changed later nothing is seen.
+            there.
         seeds: the seed of torch's generator for each call of ``make_loss``; at least one.
 
     Attributes:
@@ -38,6 +38,7 @@ class MultiSeedLoss(LossModule):
 
     Raises:
         TypeError: if ``make_loss`` gives no EDP loss.
+        RuntimeError: by methods that would change keys, outputs or value estimator afterwards.
         ValueError: without seeds, if settings differ among them or are none for several seeds (value estimators other
             than TD0, ``scalar_output_mode="non_tensor"``), or if networks share parameters.
 
@@ -122,6 +123,18 @@ class MultiSeedLoss(LossModule):
         """
         return cast(TensorDict, self._each("forward", tensordict))
 
+    def set_keys(self, **kwargs: Any) -> NoReturn:
+        """Refused: ``make_loss`` sets them."""
+        raise _set_too_late("set_keys")
+
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> NoReturn:
+        """Refused: ``make_loss`` makes it."""
+        raise _set_too_late("make_value_estimator")
+
+    def select_out_keys(self, *out_keys: Any) -> NoReturn:
+        """Refused: ``make_loss`` selects them."""
+        raise _set_too_late("select_out_keys")
+
     def _each(self, term: str, tensordict: TensorDictBase) -> Any:
         """``term`` of every seed's loss. Inside, the template has the parameters of one seed."""
         if tensordict.batch_size[:1] != (self.num_seeds,):
@@ -155,6 +168,10 @@ class MultiSeedLoss(LossModule):
         super()._apply(fn)
         self._share()
         return self
+
+
+def _set_too_late(name: str) -> RuntimeError:
+    return RuntimeError(f"MultiSeedLoss: {name} has no effect on losses that are built. Call it in make_loss.")
 
 
 def _seeded(make_loss: Callable[[], EDPLoss], seeds: Iterable[int]) -> Iterator[EDPLoss]:
