@@ -49,10 +49,7 @@ def makers(work: Work) -> dict[str, Callable[[], Callable[[], Any]]]:
 def diffusion_ql(work: Work, steps: int, *, compile: bool = False, compile_network: bool = False) -> Any:
     """Diffusion-QL: our TD3 loss through all ``steps`` of the vp chain."""
     chain = work.with_diffusion(num_steps=steps, schedule="vp", solver="ddpm", num_calls=None)
-    state = edp_state(chain, "td3", compile=compile, **CHAIN)
-    if compile_network:
-        state.loss.actor_network.module.noise_network.compile(fullgraph=True, dynamic=False)
-    return state
+    return edp_state(chain, "td3", compile=compile, compile_network=compile_network, **CHAIN)
 
 
 def run(work: Work, wanted: Sequence[str] | None, rounds: int, seconds: float) -> list[dict[str, Any]]:

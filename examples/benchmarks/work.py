@@ -74,9 +74,13 @@ def make_loss(work: Work, name: str, **options: Any) -> EDPLoss:
     return LOSSES[name](*networks, **(PAPER.get(name, {}) | options)).make_value_estimator(gamma=0.99).to(work.device)
 
 
-def edp_state(work: Work, name: str, *, compile: bool = False, **options: Any) -> TrainState:
-    """The train state of an EDP loss; a TrainState's ``update`` is what is timed."""
+def edp_state(
+    work: Work, name: str, *, compile: bool = False, compile_network: bool = False, **options: Any
+) -> TrainState:
+    """The train state of an EDP loss, whose ``update`` is timed; of long chains the network alone can be compiled."""
     loss = make_loss(work, name, **options)
+    if compile_network:
+        loss.actor_network.module.noise_network.compile(fullgraph=True, dynamic=False)
     return TrainState(loss, make_buffer(work), EDPTargetUpdate(loss), compile=compile, **ADAM)
 
 

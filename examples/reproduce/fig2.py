@@ -10,8 +10,8 @@ were: it gives 5 to 100 for Diffusion-QL, and its 18.67 actions a second of Diff
 calls of a network a second, one after the other, had it been 1000. Diffusion-QL's own setting is 5: shown too.
 
 Acting is one observation and ten candidates at a time, of which one is drawn by its energy (the paper's EAS), in all
-cases; environments take no part in it. Compiled, an update or a policy is one graph of at most 100 calls of the
-network; beyond that it is as eager as before. Of the 100 that Diffusion-QL differentiates only the network is compiled.
+cases; environments take no part in it. Compiled, an update or a policy is one graph; of chains, which the compiler
+would unroll, only the network is compiled if they have more than 30 calls, or more than 15 to differentiate.
 Cases are timed in turns; the table has medians. Machines differ: read the ratios.
 """
 
@@ -38,12 +38,13 @@ from training_speed import CHAIN, diffusion_ql
 from work import Work, edp_state, tiny_work
 
 from torchrl_edp.training import DiffusionSettings, SelectionSettings
+from torchrl_edp.training.setup import MOST_CALLS
 
 TITLE = "Speed of EDP, of what it leaves out, and of Diffusion-QL"
 OWN, DIFFUSION_QL = "Diffusion-QL, 5 steps", "Diffusion-QL"
 NO_SOLVER, NO_APPROXIMATION, EDP = "EDP without DPM-Solver", "EDP without action approximation", "EDP"
 CASES = (OWN, DIFFUSION_QL, NO_SOLVER, NO_APPROXIMATION, EDP)
-LONGEST, LONGEST_DIFFERENTIATED = 100, 15  # calls of the network in one compiled graph
+LONGEST_DIFFERENTIATED = 15  # calls of the network in one compiled graph
 COLUMNS = ("work", "case", "form", "per_second", "low", "high", "ratio", "paper", "paper_ratio")
 
 
@@ -54,12 +55,15 @@ def ddpm(work: Work, steps: int) -> Work:
 
 def updates(work: Work, steps: int, *, compile: bool) -> dict[str, Callable[[], Any]]:
     """What builds the update of every case."""
-    whole = compile and steps <= LONGEST_DIFFERENTIATED
-    chain = partial(diffusion_ql, work, steps, compile=whole, compile_network=compile and not whole)
+
+    def form(longest: int) -> dict[str, bool]:
+        whole = steps <= longest
+        return {"compile": compile and whole, "compile_network": compile and not whole}
+
     return {
         OWN: partial(diffusion_ql, work, 5, compile=compile),
-        DIFFUSION_QL: chain,
-        NO_SOLVER: partial(edp_state, ddpm(work, steps), "td3", compile=compile and steps <= LONGEST),
+        DIFFUSION_QL: partial(diffusion_ql, work, steps, **form(LONGEST_DIFFERENTIATED)),
+        NO_SOLVER: partial(edp_state, ddpm(work, steps), "td3", **form(MOST_CALLS)),
         NO_APPROXIMATION: partial(edp_state, work, "td3", compile=compile, **CHAIN),
         EDP: partial(edp_state, work, "td3", compile=compile),
     }
@@ -68,9 +72,12 @@ def updates(work: Work, steps: int, *, compile: bool) -> dict[str, Callable[[], 
 def policy(work: Work, diffusion: DiffusionSettings, *, compile: bool) -> Callable[[], Any]:
     """What takes one action."""
     SETTINGS["fig2"] = (diffusion, SelectionSettings(num_action_samples=10))
-    acts = make_policy("fig2", work.network)
-    compile = compile and (diffusion.num_calls or diffusion.num_steps) <= LONGEST
-    return acting(torch.compile(acts) if compile else acts, 1)
+    acts: Any = make_policy("fig2", work.network)
+    if compile and (diffusion.num_calls or diffusion.num_steps) > MOST_CALLS:
+        acts.policy.actor_network.module.noise_network.compile()
+    elif compile:
+        acts = torch.compile(acts)
+    return acting(acts, 1)
 
 
 def measure(work: Work, steps: int, forms: Sequence[str], **options: Any) -> list[dict[str, Any]]:
