@@ -37,7 +37,12 @@ class Part:
 
 PARTS = (
     Part("fig2", "Figure 2", "How fast are training and acting, and what makes them so?", ("Fig. 2",)),
-    Part("table1", "Tables 1 and 4", "Is EDP as good as Diffusion-QL, after as many updates and as much time?", ("4",)),
+    Part(
+        "table1",
+        "Tables 1 and 4",
+        "Is EDP as good as Diffusion-QL, after as many updates and as much time?",
+        ("1", "4"),
+    ),
     Part("table2", "Table 2", "Is a diffusion policy better than a feed-forward one by the same algorithm?", ("2",)),
     *(
         Part(

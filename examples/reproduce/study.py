@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import math
 import re
 import statistics
 from collections import Counter
@@ -109,8 +110,8 @@ class Study:
         cases = list(dict.fromkeys(row.case for row in rows))
         write_rows(rows, result_path(args, self.name, ".csv"))
         tables = [
-            f"{score.upper()}, {args.updates:,} updates, mean ± deviation over seeds (how many):\n\n"
-            + table(rows, cases, datasets, score)
+            f"{score.upper()}, {args.updates:,} updates, mean ± deviation over {seeds_named(args.seeds)} (how many are "
+            "recorded):\n\n" + table(rows, cases, datasets, score)
             for score in ("rat", "oms")
         ]
         text = "\n\n".join([f"# {self.title}", *tables, *notes, *settings_note(args.overrides)])
@@ -151,6 +152,11 @@ def other_data(cells: Mapping[tuple[str, str], Sequence[Run]], ledger: Ledger) -
         for dataset, digests in contents.items()
         if len(digests) > 1
     ]
+
+
+def seeds_named(seeds: Sequence[int]) -> str:
+    """Which seeds, in words."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def decisive(overrides: Sequence[str]) -> list[str]:
@@ -245,7 +251,8 @@ def draw(
     for i, case in enumerate(cases):
         row = [cells[case, dataset] for dataset in datasets]
         at = [place + (i - (len(cases) - 1) / 2) * width for place in range(len(datasets))]
-        heights, errors = [cell.rat or 0.0 for cell in row], [cell.rat_std or 0.0 for cell in row]
+        heights = [math.nan if cell.rat is None else cell.rat for cell in row]
+        errors = [cell.rat_std or 0.0 for cell in row]
         panel.bar(
             at, heights, width, yerr=errors, label=case, color=COLORS[i % len(COLORS)], error_kw={"linewidth": 0.8}
         )
@@ -253,7 +260,8 @@ def draw(
     panel.set_ylabel(label)
     panel.set_title(title, fontsize=10)
     handles = panel.get_legend_handles_labels()
-    figure.legend(*handles, frameon=False, fontsize=7, ncols=len(cases), loc="outside lower center")
+    ncols = min(len(cases), round(figure.get_figwidth() / 1.6))
+    figure.legend(*handles, frameon=False, fontsize=7, ncols=ncols, loc="outside lower center")
     panel.spines[["top", "right"]].set_visible(False)
     FigureCanvasAgg(figure).print_figure(path, dpi=160, format="png")
 

@@ -15,7 +15,7 @@ from typing import Any
 from launch import train_missing
 from points import COLUMNS, POINTS, Acting, Point, SavedPolicy, evaluate
 from runs import FOLDER, Ledger, Run
-from study import launching, parser, result_path, settings_note
+from study import launching, parser, result_path, seeds_named, settings_note
 from table2 import STUDY as TABLE2
 
 
@@ -116,7 +116,9 @@ class Sweep:
                         summary = f"{statistics.mean(found):.2f}", f"{statistics.pstdev(found):.2f}"
                         writer.writerow((variant, dataset, value, len(found), *summary))
         tables = [f"{variant}:\n\n{table(lines, self.axis)}" for variant, lines in scores.items()]
-        about = "Normalised scores, mean ± deviation over the same episodes for all points."
+        counts = sorted({len(found) for lines in scores.values() for line in lines.values() for found in line.values()})
+        of = "the given policies" if args.policies else f"table 2's policies of {seeds_named(args.seeds)}"
+        about = f"Normalised scores of {of}, mean ± deviation over {' or '.join(map(str, counts))} episodes."
         notes = settings_note([] if args.policies else args.overrides)
         text = "\n\n".join([f"# {self.title}", f"The paper: {self.paper}", about, *tables, *notes])
         path(".md").write_text(text + "\n")

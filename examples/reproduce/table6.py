@@ -34,7 +34,7 @@ from points import (
     load_acting,
 )
 from runs import Ledger, Run
-from study import Row, draw, result_path, settings_note, table, write_rows
+from study import Row, draw, result_path, seeds_named, settings_note, table, write_rows
 from sweep import sweep_parser, trained
 from tensordict import TensorDict, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -123,7 +123,7 @@ def main() -> None:
     title = f"Energy-based action selection (EAS) for feed-forward policies and for EDP, {algorithm.upper()}"
     parts = [
         f"# {title}",
-        "Normalised scores, mean ± deviation over seeds (how many):",
+        f"Normalised scores, mean ± deviation over {seeds_named(args.seeds)} (how many are here):",
         table(rows, list(cases), datasets, "rat"),
         *([PAPER_SAYS] if algorithm == "td3" else []),
     ]

@@ -119,6 +119,7 @@ def test_nothing_is_evaluated_twice(saved, dataset, tmp_path, monkeypatch, capsy
         rows = list(csv.DictReader(file))
     assert Counter(row["policy"] for row in rows).most_common() == [(rows[0]["policy"], 3), (rows[-1]["policy"], 3)]
     assert len({row["key"] for row in rows}) == 6
+    assert "of the given policies, mean ± deviation over 4 episodes." in capsys.readouterr().out
     assert [json.loads(row["acting"])["initial_noise_scale"] for row in rows] == [0.0, 0.5, 1.0] * 2
     for row in rows:
         scores = torch.tensor([float(score) for score in row["scores"].split()])
@@ -126,10 +127,12 @@ def test_nothing_is_evaluated_twice(saved, dataset, tmp_path, monkeypatch, capsy
         assert float(row["score"]) == pytest.approx(scores.mean().item(), abs=0.01)
         assert float(row["deviation"]) == pytest.approx(scores.std(correction=0).item(), abs=0.01)
     out = tmp_path / "out"
-    args = argparse.Namespace(policies=None, overrides=["data.return_steps=1"], episodes=2, output=out)
+    args = argparse.Namespace(policies=None, overrides=["data.return_steps=1"], episodes=2, output=out, seeds=[1, 2])
     before = (out / "small.md").read_text()
     SMALL.write([saved], Ledger(out / POINTS, COLUMNS), args)
-    assert capsys.readouterr().out.endswith("\n\nSettings given to all runs: `data.return_steps=1`.\n")
+    shown = capsys.readouterr().out
+    assert "Normalised scores of table 2's policies of seeds 1, 2, mean ± deviation over 2 episodes." in shown
+    assert shown.endswith("\n\nSettings given to all runs: `data.return_steps=1`.\n")
     assert {path.suffix for path in out.glob("small_data.return_steps=1.*")} == {".csv", ".md", ".png"}
     assert (out / "small.md").read_text() == before
     means = [(float(a["score"]) + float(b["score"])) / 2 for a, b in zip(rows[:3], rows[3:], strict=True)]
