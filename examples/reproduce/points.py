@@ -7,7 +7,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import groupby
@@ -27,6 +27,8 @@ from torchrl_edp.modules import EnergyBasedActionSelector
 from torchrl_edp.training import EnvironmentPolicy, load_policy
 
 POINTS = "points.csv"  # one file for all figures, which share many of their points
+POLICIES = "policies.csv"  # what the points of a run's policy are known by, when its folder is gone
+POLICY_COLUMNS = ("key", "policy", "dataset", "num_steps", "own")
 COLUMNS = ("key", "policy", "dataset", "acting", "episodes", "score", "deviation", "seconds", "torch", "date", "scores")
 
 FULL_NOISE = {"initial_noise_scale": 1.0}
@@ -82,6 +84,20 @@ class SavedPolicy:
             cfg = OmegaConf.load(config)
             return cfg.dataset, cfg.data.num_steps
         return json.loads(self.file.with_name(self.file.name + ".json").read_text())["info"]["dataset"], None
+
+    def record(self, key: str) -> dict[str, Any]:
+        """Its row of :data:`POLICY_COLUMNS`, by the key of its run."""
+        dataset, num_steps = self.data
+        own = json.dumps(self.own, sort_keys=True)
+        return {"key": key, "policy": self.digest, "dataset": dataset, "num_steps": num_steps or "", "own": own}
+
+    @classmethod
+    def recorded(cls, path: Path, row: Mapping[str, str]) -> SavedPolicy:
+        """A policy whose files are gone: its points are known, it cannot act."""
+        policy = cls(path)
+        data = row["dataset"], int(row["num_steps"]) if row["num_steps"] else None
+        vars(policy).update(digest=row["policy"], own=json.loads(row["own"]), data=data)
+        return policy
 
 
 def load_acting(saved: SavedPolicy, acting: Acting) -> EnvironmentPolicy:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import train_missing
-from points import COLUMNS, POINTS, Acting, Point, SavedPolicy, evaluate
+from points import COLUMNS, POINTS, POLICIES, POLICY_COLUMNS, Acting, Point, SavedPolicy, evaluate
 from runs import FOLDER, Ledger, Run
 from study import launching, parser, result_path, seeds_named, settings_note
 from table2 import STUDY as TABLE2
@@ -26,22 +26,39 @@ class TrainedRuns(Ledger):
         return key in self.rows and (FOLDER / key / "policy.json").exists()
 
 
-def trained(case: str, args: argparse.Namespace) -> list[Run]:
-    """The runs of a case of table 2, trained where they are missing.
+def trained(
+    case: str, args: argparse.Namespace, points: Callable[[Run, SavedPolicy], Sequence[Point]]
+) -> list[tuple[Run, SavedPolicy]]:
+    """The runs of a case of table 2 with their policies, trained where they are missing.
+
+    Args:
+        case: of table 2.
+        args: of the command line.
+        points: those of a policy that are wanted: where all of them are recorded, its files may be gone.
 
     Raises:
         SystemExit: if there is none, with ``--no-train``.
     """
     datasets = args.datasets or TABLE2.datasets[args.data]
     runs = [TABLE2.run(case, dataset, seed, args) for dataset in datasets for seed in args.seeds]
-    ledger = TrainedRuns(args.output / "runs.csv")
+    policies, recorded = Ledger(args.output / POLICIES, POLICY_COLUMNS), Ledger(args.output / POINTS, COLUMNS)
+
+    def find(run: Run) -> SavedPolicy | None:
+        if (run.folder / "policy.json").exists():
+            return SavedPolicy(run.folder)
+        policy = SavedPolicy.recorded(run.folder, policies.rows[run.key]) if run.key in policies else None
+        return policy if policy and all(point.key in recorded for point in points(run, policy)) else None
+
     if args.train:
-        train_missing(runs, ledger, **launching(args))
-    found = [run for run in runs if (run.folder / "policy.json").exists()]
+        missing = [run for run in runs if find(run) is None]
+        train_missing(missing, TrainedRuns(args.output / "runs.csv"), **launching(args))
+    found = [(run, policy) for run in runs if (policy := find(run))]
     if not found:
         raise SystemExit(f"None of the {len(runs)} runs of {case} is in {FOLDER}: leave --no-train out.")
     if len(found) < len(runs):
         print(f"{len(runs) - len(found)} of {len(runs)} runs of {case} are not in {FOLDER}: left out.", file=sys.stderr)
+    for run, policy in found:
+        policies.add(policy.record(run.key))
     return found
 
 
@@ -79,8 +96,13 @@ class Sweep:
         command_line = sweep_parser(description, seeds=[0])
         command_line.add_argument("--policies", nargs="+", type=Path, help="these runs' folders, or policies in them")
         args = command_line.parse_intermixed_args(argv)
-        paths = args.policies or [run.folder for run in trained("TD3 EDP", args)]
-        policies = [SavedPolicy(path) for path in paths]
+        if args.policies:
+            policies = [SavedPolicy(path) for path in args.policies]
+        else:
+            found = trained(
+                "TD3 EDP", args, lambda _, policy: [each for *_, each in self.points(policy, args.episodes)]
+            )
+            policies = [policy for _, policy in found]
         ledger = Ledger(args.output / POINTS, COLUMNS)
         points = [point for policy in policies for _, _, point in self.points(policy, args.episodes)]
         evaluate(points, ledger, onednn="compile.onednn=true" in args.overrides)

@@ -99,10 +99,10 @@ def with_selection(run: Run, saved: SavedPolicy, acting: Acting) -> EnvironmentP
     return policy.eval()
 
 
-def point(run: Run, acting: Acting, episodes: int | None) -> Point:
+def point(run: Run, policy: SavedPolicy, acting: Acting, episodes: int | None) -> Point:
     """How a run's policy is evaluated."""
     load = partial(with_selection, run) if "exploration_noise" in acting else load_acting
-    return Point(SavedPolicy(run.folder), acting, episodes, load)
+    return Point(policy, acting, episodes, load)
 
 
 def main() -> None:
@@ -110,12 +110,18 @@ def main() -> None:
     algorithm = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in CASES else "td3"
     cases = CASES[algorithm]
     args = sweep_parser(__doc__, seeds=[0, 1, 2]).parse_intermixed_args()
-    runs = {case: trained(case, args) for case in dict.fromkeys(case for case, _ in cases.values())}
+    actings: dict[str, list[Acting]] = {}
+    for case, acting in cases.values():
+        actings.setdefault(case, []).append(acting)
+    runs = {
+        case: trained(case, args, lambda *found, wanted=wanted: [point(*found, each, args.episodes) for each in wanted])
+        for case, wanted in actings.items()
+    }
     ledger = Ledger(args.output / POINTS, COLUMNS)
     cells: dict[tuple[str, str], list[Point]] = {}
     for case, (policies, acting) in cases.items():
-        for run in runs[policies]:
-            cells.setdefault((case, run.settings.dataset), []).append(point(run, acting, args.episodes))
+        for run, policy in runs[policies]:
+            cells.setdefault((case, run.settings.dataset), []).append(point(run, policy, acting, args.episodes))
     points = [each for group in cells.values() for each in group]
     evaluate(points, ledger, onednn="compile.onednn=true" in args.overrides)
     datasets = list(dict.fromkeys(dataset for _, dataset in cells))

@@ -227,6 +227,12 @@ def test_table_6_and_a_figure_share_the_runs_they_train(tmp_path, monkeypatch):
     assert Counter(row["experiment"] for row in rows) == {"edp_td3": 2, "td3_bc": 2}
     monkeypatch.chdir(tmp_path)
     check_selection_of_feed_forward(next(row for row in rows if row["experiment"] == "td3_bc"))
+    shutil.rmtree("runs")  # what is recorded can be shown without the policies, and is not trained again
+    assert script(tmp_path, "table6.py", "--seeds", "0,1", *TINY).stdout == result.stdout
+    assert script(tmp_path, "fig7.py", *TINY).stdout == figure.stdout
+    assert not Path("runs").exists()
+    other = script(tmp_path, "fig4.py", "--no-train", *TINY)
+    assert other.returncode == 1 and "None of the 1 runs of TD3 EDP is in" in other.stderr
 
 
 @pytest.mark.slow
