@@ -1,6 +1,7 @@
-"""The tuning behind table 2: the same number of settings on both sides, on two data sets, one seed.
+"""The tuning behind table 2: the same number of settings on both sides, one seed.
 
-    python examples/reproduce/tuning.py td3        # or crr, iql
+    python examples/reproduce/tuning.py td3                                                    # or crr, iql
+    python examples/reproduce/tuning.py crr --datasets local/walker2d/medium-v0                # of one data set
 
 The strength of the RL term from the algorithm's own value to what is much, for CRR also EDP's baseline by Eq. 21;
 feed-forward policies also with what EDP's have by default, an average that acts and a decaying learning rate.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from study import Case, Study
+from study import DATASETS, Case, Study
 
 
 def _cases(policy: str, experiment: str, setting: str, values: Sequence[float]) -> dict[str, Case]:
@@ -20,10 +21,7 @@ def _cases(policy: str, experiment: str, setting: str, values: Sequence[float]) 
     return {f"{policy} {name}={value:g}": (experiment, (f"{setting}={value:g}",)) for value in values}
 
 
-DATASETS = {
-    "local": ("local/halfcheetah/medium-expert-v0", "local/walker2d/medium-v0"),
-    "minari": ("mujoco/halfcheetah/expert-v0", "mujoco/walker2d/medium-v0"),
-}
+PUBLIC = ("mujoco/halfcheetah/expert-v0", "mujoco/walker2d/medium-v0")
 AVERAGED = ("policy.averaged_actor=true", "optim.decay=cosine")
 CASES: dict[str, dict[str, Case]] = {
     "td3": {
@@ -44,7 +42,9 @@ CASES: dict[str, dict[str, Case]] = {
     },
 }
 STUDIES = {
-    name: Study(f"tuning_{name}", f"Tuning of {name.upper()}", cases, datasets=DATASETS, seeds=(0,))
+    name: Study(
+        f"tuning_{name}", f"Tuning of {name.upper()}", cases, datasets=DATASETS | {"minari": PUBLIC}, seeds=(0,)
+    )
     for name, cases in CASES.items()
 }
 
