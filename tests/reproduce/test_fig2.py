@@ -28,6 +28,20 @@ def test_cases_are_what_their_names_say():
     }
 
 
+@pytest.mark.parametrize(
+    ("steps", "whole"),
+    [(15, {fig2.DIFFUSION_QL, fig2.NO_SOLVER}), (30, {fig2.NO_SOLVER}), (31, set())],
+)
+def test_of_long_chains_the_network_alone_is_compiled(steps, whole):
+    made = fig2.updates(tiny_work(), steps, compile=True)
+    for name in (fig2.DIFFUSION_QL, fig2.NO_SOLVER):
+        options = made[name].keywords
+        assert (options["compile"], options["compile_network"]) == (name in whole, name not in whole)
+    assert not any(
+        make.keywords.get("compile_network") for make in fig2.updates(tiny_work(), 99, compile=False).values()
+    )
+
+
 def test_the_work_is_the_papers():
     work = Work()
     assert (work.observation_size, work.action_size, work.batch_size) == (17, 6, 256)
