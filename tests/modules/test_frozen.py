@@ -27,6 +27,9 @@ SOLVERS = {
 TOLERANCES = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float64: {"rtol": 1e-10, "atol": 1e-10}}
 
 
+SELECTIONS = [{}, {"mode": "argmax"}, {"critics": 1}, {"num_action_samples": 1}, {"min_noise_scale": 0.1}]
+
+
 def make_selector(dtype=torch.float32, critics=2, **options):
     """A selector whose actions lie inside the bounds, so that they tell solvers apart."""
     actor = make_actor(NoisePredictionMLP(OBSERVATION, ACTION, hidden_sizes=(16, 16)), num_calls=3, clip_actions=False)
@@ -62,7 +65,7 @@ def test_actor_from_the_same_noise(solver, prediction, dtype):
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 3)])
-@pytest.mark.parametrize("options", [{}, {"mode": "argmax"}, {"critics": 1}, {"num_action_samples": 1}])
+@pytest.mark.parametrize("options", SELECTIONS)
 def test_selector_chooses_the_same_candidate(batch, options):
     selector = make_selector(torch.float64, **options)
     data = make_data(*batch).double()

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from modules_helpers import ACTION, OBSERVATION, make_actor, make_data
+from modules_helpers import ACTION, OBSERVATION, make_actor, make_data, make_network
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ValueOperator
 from torchrl.objectives import SoftUpdate
 
@@ -229,6 +230,54 @@ def test_keys_and_what_is_written():
     assert result is data and set(data["agent"].keys()) == {"state", "act"} and data["agent", "act"].abs().max() <= 1
 
 
+class Start(nn.Module):
+    """A noise network that says the noise it got is all there is: the action is 0 times it; and notes it."""
+
+    action_size = ACTION
+
+    def forward(self, noisy_action, diffusion_step, observation):
+        self.started = noisy_action
+        return noisy_action
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_candidates_start_from_more_and_more_noise(batch):
+    """Candidate i of N: the actor's draw times min + (1 - min) i / (N - 1), and the actor's own factor."""
+    actor = make_actor(Start(), solver="ddim", num_calls=1, initial_noise_scale=0.5, clip_actions=False)
+    qvalue = ValueOperator(QValueNetwork(OBSERVATION, ACTION, hidden_sizes=(8,)), in_keys=["observation", "action"])
+
+    def started(**options):
+        torch.manual_seed(0)
+        EnergyBasedActionSelector(actor, qvalue, num_action_samples=4, **options)(make_data(*batch))
+        return actor.module.noise_network.started
+
+    drawn, spread = started(), started(min_noise_scale=0.1)
+    assert drawn.shape == (4, *batch, ACTION)
+    for i, factor in enumerate((0.1, 0.4, 0.7, 1.0)):
+        torch.testing.assert_close(spread[i], factor * drawn[i])
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert (started(min_noise_scale=0.1) == 0).all()
+
+
+def test_spread_noise_with_several_observations_and_nested_keys():
+    actor = make_actor(
+        make_network(observation=2 * OBSERVATION),
+        in_keys=[("agent", "state"), "goal"],
+        out_keys=[("agent", "act")],
+        initial_noise_key=("agent", "noise"),
+    )
+    qvalue = TensorDictModule(lambda action: action[..., :1], [("agent", "act")], [("agent", "q")])
+    options = {"action_key": ("agent", "act"), "value_key": ("agent", "q"), "min_noise_scale": 0.5}
+    selector = EnergyBasedActionSelector(actor, qvalue, **options)
+    data = TensorDict({"agent": {"state": torch.randn(5, OBSERVATION)}, "goal": torch.ones(5, OBSERVATION)}, [5])
+    assert selector(data)["agent", "act"].shape == (5, ACTION) and set(data["agent"].keys()) == {"state", "act"}
+
+
+def test_spread_noise_needs_an_actor_that_takes_noise():
+    with pytest.raises(ValueError, match="min_noise_scale needs an EDPActor, got TensorDictModule: leave it at 1"):
+        make_selector(min_noise_scale=0.5)
+
+
 def test_dispatch():
     assert make_selector(mode="argmax")(observation=torch.zeros(3, OBSERVATION)).tolist() == [[1.0]] * 3
 
@@ -240,6 +289,8 @@ def test_dispatch():
         ({"temperature": 0.0}, "temperature must be positive, got 0.0: use mode='argmax'"),
         ({"temperature": float("nan")}, "temperature must be positive, got nan"),
         ({"mode": "best"}, "mode must be 'sample' or 'argmax', got 'best'"),
+        ({"min_noise_scale": 0.0}, r"min_noise_scale must lie in \(0, 1\], got 0.0"),
+        ({"min_noise_scale": 1.5}, r"min_noise_scale must lie in \(0, 1\], got 1.5"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):
@@ -247,9 +298,10 @@ def test_bad_arguments_are_refused(options, message):
         make_selector(**options)
 
 
+@pytest.mark.parametrize("options", [{}, {"min_noise_scale": 0.1}])
 @pytest.mark.parametrize("critics", [1, 2])
 @pytest.mark.filterwarnings("ignore:Using lock_.. inside a compiled graph:UserWarning")  # tensordict, from vmap
-def test_compiled_in_one_graph(critics):
+def test_compiled_in_one_graph(critics, options):
     torch.compiler.reset()  # every actor compiles the same code again, of which dynamo keeps eight versions
     actor = make_actor(num_calls=1, solver="ddim")
     networks = [
@@ -257,7 +309,7 @@ def test_compiled_in_one_graph(critics):
         for _ in range(critics)
     ]
     params = TensorDict.from_modules(*networks, as_module=True) if critics > 1 else None
-    selector = EnergyBasedActionSelector(actor, networks[0], qvalue_params=params, num_action_samples=3)
+    selector = EnergyBasedActionSelector(actor, networks[0], qvalue_params=params, num_action_samples=3, **options)
     compiled = torch.compile(selector, fullgraph=True, backend="aot_eager")
     data = make_data(5)
     torch.manual_seed(0)

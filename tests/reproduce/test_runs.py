@@ -34,6 +34,7 @@ def test_key_leaves_out_what_does_not_decide_the_scores(free):
         "logger.eval_envs=7",
         "loss.guidance_weight=0.5",
         "diffusion.solver_kwargs={spacing: time}",
+        "policy.min_noise_scale=0.5",
         "preset=paper",
     ],
 )
@@ -45,6 +46,14 @@ def test_key_knows_the_algorithm_and_not_how_a_default_is_said():
     assert key(experiment="edp_iql") != key()
     assert key("seed=1", "loss.gamma=0.99") == key()
     assert key("preset=default") == key()
+
+
+def test_recorded_runs_are_found_by_the_settings_of_today():
+    """A setting that came later must not make runs of before unknown."""
+    recorded = Ledger(SCRIPTS / "results" / "runs.csv")
+    settings = ("dataset=local/hopper/medium-expert-v0", "optim.gradient_steps=50000")
+    assert key(*settings) in recorded
+    assert key(*settings, "policy.min_noise_scale=1") in recorded
 
 
 def row(name):

@@ -65,13 +65,15 @@ def test_averaged_or_trained_parameters_act(tmp_path, actor, critics):
 
 
 def test_a_saved_policy_loads_without_the_flags(tmp_path):
-    settings = PolicySettings(num_action_samples=3, temperature=2.0, mode="argmax", standardize=True)
-    assert settings.selection == SelectionSettings(3, temperature=2.0, mode="argmax", standardize=True)
+    chosen = {"temperature": 2.0, "mode": "argmax", "standardize": True, "min_noise_scale": 0.5}
+    settings = PolicySettings(num_action_samples=3, **chosen)
+    assert settings.selection == SelectionSettings(3, **chosen)
     run(tmp_path, "edp_iql", policy=settings)
     assert json.loads((tmp_path / "policy.json").read_text())["selection"] == asdict(settings.selection)
     policy = load_policy(tmp_path / "policy")
     action = policy(TensorDict({"observation": torch.randn(5, 3)}, [5]))["action"]
-    assert policy.policy.num_action_samples == 3 and action.shape == (5, 1) and action.abs().max() <= 2
+    assert policy.policy.num_action_samples == 3 and policy.policy.min_noise_scale == 0.5
+    assert action.shape == (5, 1) and action.abs().max() <= 2
 
 
 NETWORKS = {"edp_iql": ["actor", "qvalue", "value"], "edp_td3": ["actor", "qvalue"], "edp_crr": ["actor", "qvalue"]}

@@ -59,6 +59,7 @@ _COMMON: dict[str, Any] = {
     "policy.temperature": 1.0,
     "policy.mode": "sample",
     "policy.standardize": False,
+    "policy.min_noise_scale": 1.0,
     "policy.averaged_actor": False,
     "policy.averaged_critics": False,
     "loss.gamma": 0.99,

@@ -174,11 +174,15 @@ class DiffusionSampler(nn.Module):
             raise KeyError(f"EDPActor misses an observation: {[i for i, part in enumerate(parts) if part is None]}.")
         observation = torch.cat(observations, -1) if len(observations) > 1 else observations[0]
         if initial_noise is None:
-            shape = (*observation.shape[:-1], self.action_size)
-            random = interaction_type() in (InteractionType.RANDOM, None)
-            draw = torch.randn if random else torch.zeros
-            initial_noise = draw(shape, dtype=observation.dtype, device=observation.device)
+            initial_noise = self.initial_noise(observation)
         return self.sample(observation, initial_noise)
+
+    def initial_noise(self, observation: Tensor) -> Tensor:
+        """What to start from [*B, A] at observations [*B, O]: drawn, or zero as `forward` says."""
+        shape = (*observation.shape[:-1], self.action_size)
+        random = interaction_type() in (InteractionType.RANDOM, None)
+        draw = torch.randn if random else torch.zeros
+        return draw(shape, dtype=observation.dtype, device=observation.device)
 
 
 class EDPActor(SafeModule):

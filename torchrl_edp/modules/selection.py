@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
+
+from torchrl_edp.diffusion import check_interval
+from torchrl_edp.modules.actor import EDPActor
 
 SelectionMode = Literal["sample", "argmax"]
 
@@ -32,6 +35,9 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
         mode: ``"sample"`` (Alg. 2) or ``"argmax"``, the best candidate.
         standardize: subtract the candidates' mean Q and divide by their deviation first, so that the choice does not
             depend on the scale of the rewards.
+        min_noise_scale: of the first candidate's initial noise in (0, 1], the others' scales grow evenly to 1 for the
+            last: likely actions and unusual ones to choose from (examples/results). It multiplies the actor's own
+            ``initial_noise_scale``. Default 1 (paper): the same for all.
         action_key: where the actor writes and the critic reads the action.
         value_key: where the critic writes its value.
 
@@ -59,6 +65,7 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
         temperature: float = 1.0,
         mode: SelectionMode = "sample",
         standardize: bool = False,
+        min_noise_scale: float = 1.0,
         action_key: NestedKey = "action",
         value_key: NestedKey = "state_action_value",
     ) -> None:
@@ -69,6 +76,9 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
             raise ValueError(f"temperature must be positive, got {temperature}: use mode='argmax' for its limit 0.")
         if mode not in ("sample", "argmax"):
             raise ValueError(f"mode must be 'sample' or 'argmax', got {mode!r}.")
+        check_interval("min_noise_scale", min_noise_scale, "(0, 1]")
+        if min_noise_scale < 1 and not isinstance(actor_network, EDPActor):
+            raise ValueError(f"min_noise_scale needs an EDPActor, got {type(actor_network).__name__}: leave it at 1.")
         for name, key, network in (
             ("action_key", action_key, actor_network),
             ("value_key", value_key, qvalue_network),
@@ -83,6 +93,7 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
         self.temperature = temperature
         self.mode = mode
         self.standardize = standardize
+        self.min_noise_scale = min_noise_scale
         self.action_key = action_key
         self.value_key = value_key
         observation_keys = getattr(actor_network, "observation_keys", actor_network.in_keys)
@@ -98,11 +109,20 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
             action = self._call(self.actor_network, inputs, self.actor_params).get(self.action_key)
             return tensordict.set(self.action_key, action)
         candidates = inputs.expand(self.num_action_samples, *tensordict.batch_size).clone(recurse=False)
+        if self.min_noise_scale < 1:
+            self._spread_noise(candidates)
         candidates = self._call(self.actor_network, candidates, self.actor_params)
         actions = candidates.get(self.action_key)
         chosen = self._choose(self._energies(candidates))
         index = chosen.reshape(1, *chosen.shape, 1).expand(1, *actions.shape[1:])
         return tensordict.set(self.action_key, actions.gather(0, index)[0])
+
+    def _spread_noise(self, candidates: TensorDictBase) -> None:
+        """Give the candidates [N, *B] initial noise, the first one the least."""
+        actor: Any = self.actor_network
+        noise = actor.module.initial_noise(candidates.get(actor.observation_keys[0]))
+        scales = torch.linspace(self.min_noise_scale, 1, len(noise), dtype=noise.dtype, device=noise.device)
+        candidates.set(actor.initial_noise_key, noise * scales.reshape(-1, *[1] * (noise.ndim - 1)))
 
     def _energies(self, candidates: TensorDictBase) -> Tensor:
         """Minimum over critics of the candidates' values, [N, *B]."""

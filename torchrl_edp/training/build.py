@@ -77,6 +77,7 @@ class SelectionSettings:
     temperature: float = 1.0
     mode: str = choice("sample", get_args(SelectionMode))
     standardize: bool = False
+    min_noise_scale: float = 1.0
 
 
 def build_actor(

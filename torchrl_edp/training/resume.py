@@ -20,6 +20,10 @@ FREE = ("optim.gradient_steps", "logger", "checkpoint", "compile", "resume", "re
 """Settings that a resumed run may change: they change how long it runs and what it shows, not what an update does.
 ``num_seeds`` is compared apart: older checkpoints and recorded runs do not have it."""
 
+LATER = {"policy.min_noise_scale": 1.0}
+"""Settings that came later, and the value that means what was before: with it they are left out, so that older
+checkpoints and recorded runs still fit."""
+
 
 class RunCheckpoints:
     """Saves a run, and takes it up where it was.
@@ -125,13 +129,13 @@ def resume_command(folder: RunFolder) -> str:
 
 
 def fixed_settings(cfg: RunSettings) -> dict[str, Any]:
-    """All settings but those in :data:`FREE`, by their dotted names, as JSON gives them back."""
+    """All settings but those in :data:`FREE` and :data:`LATER`, by their dotted names, as JSON gives them back."""
     flat: dict[str, Any] = {}
 
     def flatten(values: dict[str, Any], prefix: str) -> None:
         for key, value in values.items():
             name = f"{prefix}{key}"
-            if name in FREE:
+            if name in FREE or LATER.get(name, cfg) == value:
                 continue
             if isinstance(value, dict) and value:
                 flatten(value, f"{name}.")
