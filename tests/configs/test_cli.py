@@ -1,9 +1,18 @@
 """Command lines: what is wrong is named, with what would be right."""
 
-import pytest
+import re
+import subprocess
+import sys
+from pathlib import Path
 
-from torchrl_edp.configs import EDPCRRConfig, EDPIQLConfig, EDPTD3Config, check_overrides
+import pytest
+from omegaconf import OmegaConf
+
+from torchrl_edp.configs import SCHEMAS, EDPCRRConfig, EDPIQLConfig, EDPTD3Config, check_overrides, preset_values
 from torchrl_edp.configs.cli import _with_folders
+from torchrl_edp.configs.help import help_text
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 GOOD = [
     "optim.lr=0.01",
@@ -95,3 +104,41 @@ def test_folders_stand_with_the_overrides(arguments, before):
     folders = [text for text in found if text.startswith("hydra.")]
     assert [text.split("=")[0] for text in folders] == ["hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"]
     assert found == [*before, *folders, *arguments[len(before) :]]
+
+
+def settings_of(text):
+    return OmegaConf.create(text.partition("behind #")[2].partition("\n")[2])
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_help_has_every_setting_with_its_default(name):
+    shown = OmegaConf.to_container(settings_of(help_text(name)))
+    defaults = OmegaConf.to_container(OmegaConf.structured(SCHEMAS[name]))
+    assert shown == defaults | {"data": defaults["data"] | {"reward_rule": shown["data"]["reward_rule"]}}
+
+
+def test_help_shows_what_the_command_line_would_run():
+    """Those of the preset, in the data set's domain, and over them what is given; nothing of a sweep."""
+    dataset = "D4RL/antmaze/umaze-v1"
+    given = ["preset=paper", f"dataset={dataset}", "optim.lr=0.5", "seed=1,2", "network.hidden_sizes=[8,8]", "--help"]
+    shown = settings_of(help_text("edp_td3", given))
+    for key, value in preset_values("paper", "edp_td3", dataset).items():
+        if key not in ("optim.lr", "network.hidden_sizes"):
+            assert OmegaConf.select(shown, key) == value, key
+    assert (shown.optim.lr, shown.network.hidden_sizes, shown.seed) == (0.5, [8, 8], 0)
+
+
+def test_help_names_the_choices():
+    text = help_text("edp_iql")
+    assert "  solver: dpm_solver_pp  # ddpm, ddim, dpm_solver, dpm_solver_pp\n" in text
+    assert "\npreset: default  # default, paper, reference, reference-dpm\n" in text
+    assert not re.search(r"  lr: .*#", text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flag", "script"), [("--help", "edp_iql.py"), ("-h", "feed_forward.py")])
+def test_help_of_a_script(tmp_path, flag, script):
+    command = [sys.executable, EXAMPLES / script, flag]
+    text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert f"python examples/{script} dataset=" in text or f"python examples/{script} algorithm=" in text
+    assert settings_of(text).seed == 0 and not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 import hydra
@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_edp.configs.checks import check_settings
 from torchrl_edp.configs.experiments import SCHEMAS
-from torchrl_edp.configs.presets import PRESETS, apply_preset
+from torchrl_edp.configs.help import choices, help_text
+from torchrl_edp.configs.presets import apply_preset
 from torchrl_edp.configs.resume import resume_overrides
 from torchrl_edp.data import DatasetError
 from torchrl_edp.training.checkpoint import CheckpointError
@@ -36,9 +37,9 @@ _RUN = "${dataset}/seed${seed}_${now:%Y-%m-%d_%H-%M-%S}"
 def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
     """Run ``job`` as a Hydra application on the typed configuration of experiment ``name``.
 
-    The command line is checked first; every run gets a folder ``runs/<name>/<dataset>/seed<seed>_<time>``, followed by
-    its number in a sweep (``-m``), or goes on in the one that ``resume`` names. Errors that tell a user what to do come
-    without a traceback.
+    The command line is checked first, and ``--help`` answered; every run gets a folder
+    ``runs/<name>/<dataset>/seed<seed>_<time>``, followed by its number in a sweep (``-m``), or goes on in the one that
+    ``resume`` names. Errors that tell a user what to do come without a traceback.
 
     Args:
         name: ``"edp_iql"``, ``"edp_td3"``, ``"edp_crr"``, or a feed-forward algorithm: a key of ``SCHEMAS``.
@@ -47,6 +48,9 @@ def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
     # What tensordict says while it is being compiled concerns nobody who runs this.
     warnings.filterwarnings("ignore", message="Using lock_|torch._dynamo.config.inline_inbuilt_nn_modules")
     check_overrides(SCHEMAS[name])
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(name, sys.argv[1:]))
+        return
     ConfigStore.instance().store(name=name, node=SCHEMAS[name])
     sys.argv[1:] = resume_overrides(name, sys.argv[1:]) or _with_folders(name, sys.argv[1:])
 
@@ -118,27 +122,15 @@ def check_overrides(schema: type, overrides: Sequence[str] | None = None) -> Non
         if not _exists(config, key):
             raise SystemExit(_unknown(key, keys))
         for value in _values(override):
-            if key == "preset" and value not in PRESETS:
-                raise SystemExit(f"Unknown preset {value!r}: choose one of {', '.join(PRESETS)}.")
-            choices = _choices(schema, key)
-            if choices and value is not None and value not in choices:
-                raise SystemExit(f"Unknown {key} {value!r}: choose one of {', '.join(choices)}.")
+            names = choices(schema, key)
+            if names and value is not None and value not in names:
+                raise SystemExit(f"Unknown {key} {value!r}: choose one of {', '.join(names)}.")
             try:
                 OmegaConf.update(OmegaConf.structured(schema), key, value)
             except OmegaConfBaseException as error:
                 now = OmegaConf.select(config, key)
                 reason = str(error).splitlines()[0]
                 raise SystemExit(f"Wrong value for {key!r}: {value!r} ({reason}). The default is {now!r}.") from None
-
-
-def _choices(schema: type, key: str) -> tuple[str, ...]:
-    """The names a setting may take; none where it is no choice of names."""
-    *path, name = key.split(".")
-    node = schema()
-    for part in path:
-        node = getattr(node, part, None)
-    entries = {entry.name: entry for entry in fields(node)} if is_dataclass(node) else {}
-    return entries[name].metadata.get("choices", ()) if name in entries else ()
 
 
 def _values(override: str) -> list[Any]:

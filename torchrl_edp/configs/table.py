@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from torchrl_edp.configs.experiments import EXPERIMENTS
+from torchrl_edp.configs.help import value_text
 from torchrl_edp.configs.presets import REFERENCE_CLIPS, preset_values
 
 _COLUMNS = ("default", "paper", "reference")  # reference-dpm is a sentence
@@ -74,15 +75,8 @@ def _cell(by_domain: dict[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) or "none"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_text, value))}]"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    text = value_text(value)
+    return (text[1:-1] or "none") if text.startswith("{") else text
 
 
 def _line(key: str, row: tuple[str, ...]) -> str:
