@@ -50,6 +50,7 @@ PARTS = (
         )
         for name in ("td3", "crr", "iql")
     ),
+    Part("tuning_best", "Table 2, tuned", "And with as much tuning on both sides?", (), "tuning.py best"),
     Part("fig3", "Figure 3 and Table 5", "How far is the best evaluation from the average of the last ten?", ("5",)),
     Part("fig4", "Figure 4", "How many candidates should energy-based action selection have?"),
     Part("fig5", "Figure 5", "How many calls does DPM-Solver need?"),

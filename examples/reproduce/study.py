@@ -8,8 +8,9 @@ import hashlib
 import math
 import re
 import statistics
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,14 @@ def parser(description: str | None, *, updates: int, seeds: Sequence[int]) -> ar
     result.add_argument("--output", type=Path, default=RESULTS, help="folder of tables, pictures and runs.csv")
     result.add_argument("overrides", nargs="*", type=_override, help="settings of all runs, as compile.onednn=true")
     return result
+
+
+def taken(names: Collection[str]) -> str | None:
+    """The first argument of the command line that is one of ``names``, taken out of it; None if there is none."""
+    found = next((text for text in sys.argv[1:] if text in names), None)
+    if found is not None:
+        sys.argv.remove(found)
+    return found
 
 
 def launching(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,13 +9,14 @@ choose from: it gets 10, its action plus TD3's exploration noise N(0, 0.1) in un
 clipped. The policies of CRR and IQL are Gaussian and act by their mean: their candidates are drawn from them, as CRR's
 own critic-weighted policy does (https://arxiv.org/abs/2006.15134); what one draw costs is shown beside. The run's
 averaged critics choose by Alg. 2, as EDP's do by default. EDP with and without selection acts at full initial noise,
-as in the paper; "low noise" is one action from a quarter of it.
+as in the paper; "low noise" is one action from a quarter of it. "Sharp" is a softmax of standardised values with
+temperature 0.3 (``policy.standardize=true policy.temperature=0.3``), "spread" candidates from a tenth of the noise to
+all of it (``policy.min_noise_scale=0.1``).
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Sequence
 from functools import partial
 
@@ -34,7 +35,7 @@ from points import (
     load_acting,
 )
 from runs import Ledger, Run
-from study import Row, draw, result_path, seeds_named, settings_note, table, write_rows
+from study import Row, draw, result_path, seeds_named, settings_note, table, taken, write_rows
 from sweep import sweep_parser, trained
 from tensordict import TensorDict, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -44,6 +45,8 @@ from torchrl_edp.training import EnvironmentPolicy, build_qvalue, load_policy
 from torchrl_edp.training.checkpoint import CheckpointStore
 
 EXPLORATION = {"num_action_samples": 10, "exploration_noise": 0.1}
+SHARP = {"standardize": True, "temperature": 0.3}
+SPREAD = {"min_noise_scale": 0.1}
 DRAWS = {"num_action_samples": 10, "exploration_noise": 0.0}  # a Gaussian policy explores by itself
 
 
@@ -54,8 +57,12 @@ def _cases(algorithm: str, candidates: Acting) -> dict[str, tuple[str, Acting]]:
         algorithm: (feed_forward, {}),
         **({} if candidates["exploration_noise"] else {f"{algorithm}, drawn": (feed_forward, DRAWS | ONE)}),
         f"{algorithm} + EAS": (feed_forward, candidates),
+        f"{algorithm} + EAS, sharp": (feed_forward, candidates | SHARP),
         "EDP": (edp, FULL_NOISE | ONE),
         "EDP + EAS": (edp, PAPER),
+        "EDP + EAS, sharp": (edp, PAPER | SHARP),
+        "EDP + EAS, spread": (edp, PAPER | SPREAD),
+        "EDP + EAS, sharp, spread": (edp, PAPER | SHARP | SPREAD),
         "EDP, low noise": (edp, LITTLE_NOISE),
     }
 
@@ -94,7 +101,7 @@ def with_selection(run: Run, saved: SavedPolicy, acting: Acting) -> EnvironmentP
         candidates,
         build_qvalue(*sizes, run.settings.network),
         qvalue_params=TensorDictParams(params, no_convert=True),
-        num_action_samples=acting["num_action_samples"],
+        **{name: value for name, value in acting.items() if name != "exploration_noise"},
     )
     return policy.eval()
 
@@ -107,7 +114,7 @@ def point(run: Run, policy: SavedPolicy, acting: Acting, episodes: int | None) -
 
 def main() -> None:
     """Parse the command line, evaluate what is missing, write table and picture."""
-    algorithm = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in CASES else "td3"
+    algorithm = taken(CASES) or "td3"
     cases = CASES[algorithm]
     args = sweep_parser(__doc__, seeds=[0, 1, 2]).parse_intermixed_args()
     actings: dict[str, list[Acting]] = {}

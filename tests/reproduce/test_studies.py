@@ -1,6 +1,8 @@
 """Cases of a study differ in what it asks, and in nothing else; its command line, its tables and where they go."""
 
+import argparse
 import json
+import sys
 
 import ablate_likelihood
 import ablate_steps
@@ -12,7 +14,7 @@ import table7
 import tuning
 from report import PORTS
 from runs import COLUMNS, Ledger, Run
-from study import DATASETS, Row, Study, other_data, parser, result_path, table
+from study import DATASETS, RESULTS, Row, Study, other_data, parser, result_path, table, taken
 
 BASE = ("dataset=local/hopper/medium-v0", "seed=1")
 
@@ -68,6 +70,32 @@ def test_tuning_tries_as_many_settings_on_both_sides(name, setting):
             assert differing(study, cases[0], other) <= allowed
         default = json.dumps(config(table2.STUDY, f"{name.upper()} {side}"))
         assert default in configs  # what table 2 has is one of them
+
+
+@pytest.mark.parametrize("side", ["FF", "EDP"])
+@pytest.mark.parametrize("name", ["td3", "crr", "iql"])
+def test_the_best_setting_is_ahead_of_the_others_where_they_are_recorded(name, side):
+    recorded = Ledger(RESULTS / "runs.csv").rows
+    args = argparse.Namespace(updates=50_000, overrides=[])
+    tried, datasets = tuning.STUDIES[name], DATASETS["local"]
+    rat = {
+        case: [float(recorded[key]["rat"]) if key in recorded else None for key in keys]
+        for case in tried.cases
+        if case.startswith(side)
+        for keys in [[tried.run(case, dataset, 0, args).key for dataset in datasets]]
+    }
+    (best,) = [case for case in rat if f"{name.upper()} {case}" in tuning.STUDIES["best"].cases]
+    assert None not in rat[best]
+    for case in rat.keys() - {best}:
+        there = [i for i, score in enumerate(rat[case]) if score is not None]
+        assert len(there) >= 2 and sum(rat[case][i] for i in there) < sum(rat[best][i] for i in there)
+
+
+@pytest.mark.parametrize("arguments", [["crr", "--seeds", "1"], ["--seeds", "1", "crr"]])
+def test_the_algorithm_stands_anywhere(monkeypatch, arguments):
+    monkeypatch.setattr("sys.argv", ["tuning.py", *arguments])
+    assert taken(tuning.STUDIES) == "crr" and sys.argv == ["tuning.py", "--seeds", "1"]
+    assert taken(tuning.STUDIES) is None
 
 
 def test_edp_is_the_same_in_all_studies():

@@ -209,12 +209,17 @@ def test_figures_of_given_policies(name, saved, dataset, tmp_path):
     assert (tmp_path / "out" / f"{name}.csv").read_text() == before
 
 
+EDP_CASES = " | ".join(
+    ("EDP", *("EDP + EAS" + how for how in ("", ", sharp", ", spread", ", sharp, spread")), "EDP, low noise")
+)
+
+
 @pytest.mark.slow
 def test_table_6_and_a_figure_share_the_runs_they_train(tmp_path, monkeypatch):
     result = script(tmp_path, "table6.py", "--seeds", "0,1", *TINY)
     assert result.returncode == 0, result.stderr
-    assert "| data | TD3 | TD3 + EAS | EDP | EDP + EAS | EDP, low noise |" in result.stdout
-    assert result.stdout.count("(2)") == 5
+    assert f"| data | TD3 | TD3 + EAS | TD3 + EAS, sharp | {EDP_CASES} |" in result.stdout
+    assert result.stdout.count("(2)") == 9
     (picture,) = (tmp_path / "out").glob("table6_data.num_steps=2000_*.png")
     assert picture.stat().st_size > 10_000
     assert script(tmp_path, "table6.py", "--seeds", "0,1", *TINY).stdout == result.stdout
@@ -241,8 +246,8 @@ def test_table_6_draws_the_candidates_of_gaussian_policies(tmp_path, monkeypatch
     result = script(tmp_path, "table6.py", name, "--seeds", "0", *TINY)
     assert result.returncode == 0, result.stderr
     own = name.upper()
-    assert f"| data | {own} | {own}, drawn | {own} + EAS | EDP | EDP + EAS | EDP, low noise |" in result.stdout
-    assert result.stdout.count("(1)") == 6 and "The paper" not in result.stdout
+    assert f"| data | {own} | {own}, drawn | {own} + EAS | {own} + EAS, sharp | {EDP_CASES} |" in result.stdout
+    assert result.stdout.count("(1)") == 10 and "The paper" not in result.stdout
     assert len(list((tmp_path / "out").glob(f"table6-{name}_data.num_steps=2000_*.png"))) == 1
     with (tmp_path / "out" / "runs.csv").open() as file:
         (row,) = (row for row in csv.DictReader(file) if row["experiment"] == name)
@@ -270,6 +275,8 @@ def check_selection_of_feed_forward(row):
     policy = load(table6.EXPLORATION)
     selector = policy.policy
     assert (selector.num_action_samples, selector.mode, selector.temperature) == (10, "sample", 1.0)
+    sharp = load(table6.EXPLORATION | table6.SHARP).policy
+    assert sharp.standardize and sharp.temperature == 0.3 and not selector.standardize
     observations = load_experiment_data(run.settings).transitions["observation"]
     plain = act(load_acting(saved, {}), observations=observations)
     noisy = act(load({"num_action_samples": 1, "exploration_noise": 0.1}), observations=observations)
