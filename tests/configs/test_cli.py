@@ -120,7 +120,8 @@ def test_help_has_every_setting_with_its_default(name):
 def test_help_shows_what_the_command_line_would_run():
     """Those of the preset, in the data set's domain, and over them what is given; nothing of a sweep."""
     dataset = "D4RL/antmaze/umaze-v1"
-    given = ["preset=paper", f"dataset={dataset}", "optim.lr=0.5", "seed=1,2", "network.hidden_sizes=[8,8]", "--help"]
+    given = ["preset=paper", f"dataset={dataset}", "optim.lr=0.5", "seed=1,2", "network.hidden_sizes=[8,8]"]
+    given += ["hydra/launcher=joblib", "hydra.run.dir=x", "-m", "--help"]
     shown = settings_of(help_text("edp_td3", given))
     for key, value in preset_values("paper", "edp_td3", dataset).items():
         if key not in ("optim.lr", "network.hidden_sizes"):

@@ -26,7 +26,7 @@ def help_text(name: str, overrides: Sequence[str] = ()) -> str:
         True
     """
     config = OmegaConf.structured(SCHEMAS[name])
-    given = [text for text in overrides if "=" in text and not text.startswith(("-", "hydra."))]
+    given = [text for text in overrides if "=" in text and not text.startswith(("-", "hydra.", "hydra/"))]
     parsed = [each for each in OverridesParser.create().parse_overrides(given) if not each.is_sweep_override()]
     for override in parsed:
         if override.key_or_group in ("dataset", "preset"):  # they decide others
