@@ -24,7 +24,7 @@ SHARED = (
 )
 STUDY = Study(
     "table7",
-    "EDP-TD3 with and without action approximation, K = 10",
+    "EDP-TD3 with and without action approximation",
     {
         "DDPM chain": ("edp_td3", (*SHARED, "loss.guidance_start=noise")),
         "Action approximation": ("edp_td3", SHARED),

@@ -231,7 +231,7 @@ def test_keys_and_what_is_written():
 
 
 class Start(nn.Module):
-    """A noise network that says the noise it got is all there is: the action is 0 times it; and notes it."""
+    """A noise network that remembers what its solver started from."""
 
     action_size = ACTION
 

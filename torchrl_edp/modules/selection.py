@@ -37,7 +37,7 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
             depend on the scale of the rewards.
         min_noise_scale: of the first candidate's initial noise in (0, 1], the others' scales grow evenly to 1 for the
             last: likely actions and unusual ones to choose from (examples/reproduce). It multiplies the actor's own
-            ``initial_noise_scale``. Default 1 (paper): the same for all.
+            ``initial_noise_scale``; one candidate alone has scale 1. Default 1 (paper): the same for all.
         action_key: where the actor writes and the critic reads the action.
         value_key: where the critic writes its value.
 
