@@ -129,6 +129,11 @@ def test_help_shows_what_the_command_line_would_run():
     assert (shown.optim.lr, shown.network.hidden_sizes, shown.seed) == (0.5, [8, 8], 0)
 
 
+def test_help_says_what_cannot_be_read():
+    with pytest.raises(SystemExit, match=r"no viable alternative at input '\[1'"):
+        help_text("edp_iql", ["optim.lr=[1"])
+
+
 def test_help_names_the_choices():
     text = help_text("edp_iql")
     assert "  solver: dpm_solver_pp  # ddpm, ddim, dpm_solver, dpm_solver_pp\n" in text

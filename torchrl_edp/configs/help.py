@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from torchrl_edp.configs.experiments import SCHEMAS
@@ -21,13 +22,19 @@ def help_text(name: str, overrides: Sequence[str] = ()) -> str:
         name: a key of ``SCHEMAS``.
         overrides: ``key=value``; of a sweep, and of what is no setting, nothing is shown.
 
+    Raises:
+        SystemExit: if Hydra cannot read one of them.
+
     Examples:
         >>> "  solver: dpm_solver  # ddpm, ddim, dpm_solver, dpm_solver_pp" in help_text("edp_iql", ["preset=paper"])
         True
     """
     config = OmegaConf.structured(SCHEMAS[name])
     given = [text for text in overrides if "=" in text and not text.startswith(("-", "hydra.", "hydra/"))]
-    parsed = [each for each in OverridesParser.create().parse_overrides(given) if not each.is_sweep_override()]
+    try:
+        parsed = [each for each in OverridesParser.create().parse_overrides(given) if not each.is_sweep_override()]
+    except HydraException as error:
+        raise SystemExit(f"{error}") from None
     for override in parsed:
         if override.key_or_group in ("dataset", "preset"):  # they decide others
             config[override.key_or_group] = override.value()
