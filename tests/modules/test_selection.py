@@ -49,6 +49,18 @@ def select(selector, *batch: int) -> torch.Tensor:
     return selector(make_data(*batch))["action"]
 
 
+@pytest.mark.parametrize(
+    ("batch", "rows"), [((), (len(CANDIDATES),)), ((5,), (len(CANDIDATES) * 5,)), ((2, 5), (len(CANDIDATES) * 2, 5))]
+)
+def test_candidates_are_rows_to_the_critic(batch, rows):
+    """Convolutions and BatchNorm know one batch dimension."""
+    seen = []
+    critic = Scale(1.0)
+    critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    select(make_selector(critic), *batch)
+    assert seen == [(*rows, 1)]
+
+
 @pytest.mark.parametrize("batch", [(), (5,), (2, 5)])
 @pytest.mark.parametrize(
     ("critic", "best"),

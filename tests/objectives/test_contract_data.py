@@ -155,9 +155,10 @@ def test_critics_may_read_what_is_no_vector_or_the_action_alone(kind, inputs):
         def __init__(self):
             super().__init__()
             self.scale = torch.nn.Linear(2, 1)
+            self.look = torch.nn.Conv2d(4, 2, 1)  # takes one batch dimension, no more
 
         def forward(self, *values):
-            shift = values[0].flatten(-3).mean(-1, keepdim=True) if len(values) > 1 else 0.0
+            shift = self.look(values[0]).flatten(1).mean(-1, keepdim=True) if len(values) > 1 else 0.0
             return self.scale(values[-1]) + shift
 
     actor = EDPActor(NoisePredictionMLP(3, 2, hidden_sizes=[8]), schedule=NoiseSchedule(50), num_calls=3)

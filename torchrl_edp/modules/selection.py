@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDictBase, TensorDictParams
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
@@ -126,14 +126,16 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
 
     def _energies(self, candidates: TensorDictBase) -> Tensor:
         """Minimum over critics of the candidates' values, [N, *B]."""
-        candidates = candidates.select(*self.qvalue_network.in_keys)
-        if self.qvalue_params is None or self.qvalue_params.ndim == 0:
-            return self._call(self.qvalue_network, candidates, self.qvalue_params).get(self.value_key).squeeze(-1)
+        action = candidates.get(self.action_key)
+        candidates = fold_candidates(candidates.select(*self.qvalue_network.in_keys), action)
 
-        def value(params: TensorDictBase) -> Tensor:
+        def value(params: TensorDictBase | None) -> Tensor:
             return self._call(self.qvalue_network, candidates.copy(), params).get(self.value_key)
 
-        return torch.stack([value(params) for params in self.qvalue_params.unbind(0)]).squeeze(-1).amin(0)
+        stacked = self.qvalue_params is not None and self.qvalue_params.ndim > 0
+        critics = self.qvalue_params.unbind(0) if stacked else [self.qvalue_params]
+        values = torch.stack([value(params) for params in critics]).squeeze(-1).amin(0)
+        return values.unflatten(0, action.shape[:-1][:2])
 
     def _choose(self, energies: Tensor) -> Tensor:
         """Index [*B] of the chosen candidate, from energies [N, *B]."""
@@ -153,3 +155,22 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
             return network(tensordict)
         with params.to_module(network, preserve_module_state=False):
             return network(tensordict)
+
+
+def fold_candidates(tensordict: TensorDictBase, action: Tensor) -> TensorDictBase:
+    """Candidates [N, *B] as so many rows: convolutions and BatchNorm know one batch dimension.
+
+    Args:
+        tensordict: every entry [N, *B, ...].
+        action: an entry, [N, *B, A]; without a batch the candidates are one already.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> candidates = TensorDict({"action": torch.zeros(10, 4, 3)}, [10, 4])
+        >>> fold_candidates(candidates, candidates["action"])["action"].shape
+        torch.Size([40, 3])
+    """
+    if action.ndim < 3:
+        return tensordict
+    rows = {key: value.flatten(0, 1) for key, value in tensordict.items(True, True)}
+    return TensorDict(rows, [action.shape[0] * action.shape[1]])

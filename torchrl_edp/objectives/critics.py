@@ -17,6 +17,7 @@ from torchrl.objectives.utils import ValueEstimators, _vmap_func, dispatch_value
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_edp.diffusion import check_interval
+from torchrl_edp.modules.selection import fold_candidates
 from torchrl_edp.objectives.functional import Aggregation, aggregate_qvalues
 
 
@@ -224,8 +225,11 @@ class CriticEnsembleLoss(LossModule):
 
         With ``several`` actions a state, [N, *B, A], the values are [E, N, *B].
         """
+        if several and len(action) == 1:
+            return self._qvalues(tensordict, params, action[0]).unsqueeze(1)
         inputs = self._critic_inputs(tensordict, action, several=several)
-        return self._vmap_qvalue(inputs, params).get(self.tensor_keys.state_action_value).squeeze(-1)
+        values = self._vmap_qvalue(inputs, params).get(self.tensor_keys.state_action_value).squeeze(-1)
+        return values.unflatten(1, action.shape[:-1][:2]) if several else values
 
     def _qvalue(self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor) -> Tensor:
         """Values [*B] of ``action`` [*B, A] under one critic, without vmap: oneDNN copies what is stacked."""
@@ -240,7 +244,8 @@ class CriticEnsembleLoss(LossModule):
         if action is None:
             return inputs
         count = action.shape[:1] if several else ()  # *B may be more than the batch size: agents are nested
-        return inputs.expand(*count, *inputs.batch_size).copy().set(self.tensor_keys.action, action)
+        inputs = inputs.expand(*count, *inputs.batch_size).copy().set(self.tensor_keys.action, action)
+        return fold_candidates(inputs, action) if several else inputs
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """TD error of every critic to its target, summed over critics."""
