@@ -157,7 +157,7 @@ def test_the_minimum_over_critics_is_inside_both_terms():
     networks = make_networks(2)
     loss = make_loss(CRR, networks=networks, double=True, sample_from="approximation", sample_deviation=0.0)
     sign = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    loss._qvalues = lambda data, params, action, several: sign.view(2, *[1] * (action.ndim - 1)) * action[..., 0]
+    loss._qvalues_of_several = lambda data, params, action: sign.view(2, *[1] * (action.ndim - 1)) * action[..., 0]
     data = hand.double_data(6)
     terms = loss._diffuse(data)
     expected = terms.approximated_action[:, 0].abs() - data["action"][:, 0].abs()

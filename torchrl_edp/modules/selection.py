@@ -132,8 +132,8 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
         def value(params: TensorDictBase | None) -> Tensor:
             return self._call(self.qvalue_network, candidates.copy(), params).get(self.value_key)
 
-        stacked = self.qvalue_params is not None and self.qvalue_params.ndim > 0
-        critics = self.qvalue_params.unbind(0) if stacked else [self.qvalue_params]
+        params = self.qvalue_params
+        critics = [params] if params is None or params.ndim == 0 else params.unbind(0)
         values = torch.stack([value(params) for params in critics]).squeeze(-1).amin(0)
         return values.unflatten(0, action.shape[:-1][:2])
 

@@ -218,18 +218,18 @@ class CriticEnsembleLoss(LossModule):
             self._shared[name] = compute()
         return self._shared[name]
 
-    def _qvalues(
-        self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor | None = None, *, several: bool = False
-    ) -> Tensor:
-        """Values [E, *B] under stacked critics, of the actions in ``tensordict``, or of ``action`` [*B, A].
+    def _qvalues(self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor | None = None) -> Tensor:
+        """Values [E, *B] under stacked critics, of the actions in ``tensordict``, or of ``action`` [*B, A]."""
+        inputs = self._critic_inputs(tensordict, action)
+        return self._vmap_qvalue(inputs, params).get(self.tensor_keys.state_action_value).squeeze(-1)
 
-        With ``several`` actions a state, [N, *B, A], the values are [E, N, *B].
-        """
-        if several and len(action) == 1:
-            return self._qvalues(tensordict, params, action[0]).unsqueeze(1)
-        inputs = self._critic_inputs(tensordict, action, several=several)
-        values = self._vmap_qvalue(inputs, params).get(self.tensor_keys.state_action_value).squeeze(-1)
-        return values.unflatten(1, action.shape[:-1][:2]) if several else values
+    def _qvalues_of_several(self, tensordict: TensorDictBase, params: TensorDictBase, actions: Tensor) -> Tensor:
+        """Values [E, N, *B] under stacked critics of N actions a state, [N, *B, A]."""
+        if len(actions) == 1:
+            return self._qvalues(tensordict, params, actions[0]).unsqueeze(1)
+        inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False)
+        inputs = inputs.expand(len(actions), *inputs.batch_size).copy().set(self.tensor_keys.action, actions)
+        return self._qvalues(fold_candidates(inputs, actions), params).unflatten(1, actions.shape[:-1][:2])
 
     def _qvalue(self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor) -> Tensor:
         """Values [*B] of ``action`` [*B, A] under one critic, without vmap: oneDNN copies what is stacked."""
@@ -237,15 +237,9 @@ class CriticEnsembleLoss(LossModule):
         with params.to_module(self.qvalue_network, preserve_module_state=False):
             return self.qvalue_network(inputs).get(self.tensor_keys.state_action_value).squeeze(-1)
 
-    def _critic_inputs(
-        self, tensordict: TensorDictBase, action: Tensor | None, *, several: bool = False
-    ) -> TensorDictBase:
+    def _critic_inputs(self, tensordict: TensorDictBase, action: Tensor | None) -> TensorDictBase:
         inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False)
-        if action is None:
-            return inputs
-        count = action.shape[:1] if several else ()  # *B may be more than the batch size: agents are nested
-        inputs = inputs.expand(*count, *inputs.batch_size).copy().set(self.tensor_keys.action, action)
-        return fold_candidates(inputs, action) if several else inputs
+        return inputs if action is None else inputs.copy().set(self.tensor_keys.action, action)
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """TD error of every critic to its target, summed over critics."""

@@ -204,7 +204,7 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
             samples = self._around(terms.approximated_action)
         # The data-set action goes along as one more candidate: a single call of the critics.
         actions = torch.cat([terms.action.unsqueeze(0), samples])
-        values = self._aggregate(self._qvalues(tensordict, self.qvalue_network_params, actions, several=True))
+        values = self._aggregate(self._qvalues_of_several(tensordict, self.qvalue_network_params, actions))
         others = values[1:]
         return values[0] - (others.mean(0) if self.baseline == "mean" else others.amax(0))
 

@@ -182,7 +182,7 @@ class CRRLoss(CriticEnsembleLoss):
         """Q of the data-set ``action`` [*B, A] less the baseline over ``samples`` [N, *B, A]."""
         # The data-set action goes along as one more candidate: a single call of the critics.
         actions = torch.cat([action.unsqueeze(0), samples])
-        values = self._aggregate(self._qvalues(tensordict, self.qvalue_network_params, actions, several=True))
+        values = self._aggregate(self._qvalues_of_several(tensordict, self.qvalue_network_params, actions))
         others = values[1:]
         return values[0] - (others.mean(0) if self.baseline == "mean" else others.amax(0))
 

@@ -42,7 +42,7 @@ class SampledTargetLoss(EDPLoss):
     def _next_value(self, next_tensordict: TensorDictBase) -> Tensor:
         """The critics' value [*B] of actions that the target policy takes at the next state."""
         action = self._policy_actions(next_tensordict, self.target_actor_network_params, self.num_backup_actions)
-        qvalues = self._qvalues(next_tensordict, self.target_qvalue_network_params, action, several=True)
+        qvalues = self._qvalues_of_several(next_tensordict, self.target_qvalue_network_params, action)
         if self.backup_top_k == 1:  # compiled, a part of the kernel around it
             return self._aggregate(qvalues.amax(1))
         return self._aggregate(qvalues.topk(self.backup_top_k, dim=1).values[:, -1])
