@@ -126,6 +126,10 @@ def test_bounds_of_other_specs():
         ({"prediction": "score"}, "must be 'noise' or 'velocity', got 'score'"),
         ({"network": nn.Identity()}, "action size is unknown"),
         ({"action_size": 5}, r"same everywhere, got {'action_size': 5, 'noise_network': 2}"),
+        (
+            {"spec": Bounded(torch.tensor([[-1.0] * 2, [-2.0] * 2]), torch.ones(2, 2))},
+            "same action bounds in every row",
+        ),
         ({"spec": Bounded(-1, 1, (3,))}, r"same everywhere, got {'spec': 3, 'noise_network': 2}"),
         ({"network": nn.Identity(), "action_size": 0}, r"action_size must lie in \[1, inf\), got 0"),
         ({"spec": Bounded(torch.tensor([-1.0, 1.0]), torch.tensor([1.0, 0.0]))}, "low bound is higher than the high"),

@@ -117,3 +117,38 @@ def test_compiled_mish():
     (gradient,) = torch.autograd.grad(compiled(x).sum(), x)
     torch.testing.assert_close(compiled(x), nn.functional.mish(x), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient, torch.autograd.grad(nn.functional.mish(x).sum(), x)[0], rtol=1e-5, atol=5e-6)
+
+
+class Wrapped(nn.Module):
+    """A layer that shows its weight and does more than multiply by it, as adapters do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    def forward(self, features):
+        return 2 * self.layer(features)
+
+
+def _double(module, inputs, output=None):
+    return 2 * inputs[0] if output is None else 2 * output
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("change", ["layer", "network", "trunk", "before", "wrapper", "weight_norm", "none"])
+def test_a_first_layer_that_does_more_than_multiply_is_called(change):
+    network = NoisePredictionMLP(4, 2, hidden_sizes=(8,))
+    first = network.net[0]
+    hooked = {"layer": first, "network": network, "trunk": network.net}
+    if change in hooked:
+        hooked[change].register_forward_hook(_double)
+    elif change == "before":
+        first.register_forward_pre_hook(_double)
+    elif change == "wrapper":
+        network.net[0] = Wrapped(first)
+    elif change == "weight_norm":
+        nn.utils.weight_norm(first)
+        first.weight_g.data *= 2
+    action, observation = torch.randn(5, 2), torch.randn(5, 4)
+    predict = network.condition(observation, [3.0])
+    torch.testing.assert_close(predict(action, 3.0), network(action, torch.full((5,), 3.0), observation))

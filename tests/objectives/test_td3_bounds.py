@@ -19,12 +19,14 @@ SPEC = Bounded(LOW, HIGH)
     "given",
     [
         {"bounds": (LOW, HIGH)},
+        {"bounds": (LOW.numpy(), HIGH.numpy())},
+        {"bounds": (LOW.tolist(), HIGH.tolist())},
         {"action_spec": SPEC},
         {"action_spec": Composite(action=SPEC)},
         {"action_spec": SPEC.expand(5, A)},
         {"action_spec": Composite(action=SPEC.expand(5, A), shape=[5])},
     ],
-    ids=["bounds", "spec", "composite", "batched", "batched composite"],
+    ids=["bounds", "arrays", "lists", "spec", "composite", "batched", "batched composite"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_forms_of_the_same_bounds(given, dtype):
@@ -50,10 +52,21 @@ def test_forms_of_the_same_bounds(given, dtype):
         ({"bounds": (HIGH, LOW)}, "higher than"),
         ({"bounds": (LOW, HIGH - torch.tensor([0.0, 1.0]))}, "higher than"),
         ({"bounds": (float("nan"), 1.0)}, "higher than"),
+        (
+            {"action_spec": Bounded(torch.stack([LOW, -HIGH]), torch.stack([HIGH, HIGH]))},
+            "same action bounds in every row",
+        ),
         ({"bounds": (-torch.ones(3), torch.ones(3))}, r"two numbers or two tensors \[2\]"),
     ],
-    ids=["both", "unbounded", "floats", "tensors", "one dimension", "no number", "other size"],
+    ids=["both", "unbounded", "floats", "tensors", "one dimension", "no number", "rows", "other size"],
 )
 def test_bounds_that_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         make_loss(TD3, **given)
+
+
+def test_a_number_bounds_every_entry():
+    loss, same = make_loss(TD3, bounds=(LOW, 0.3)), make_loss(TD3, bounds=(LOW, torch.full((A,), 0.3)))
+    same.load_state_dict(loss.state_dict())
+    data = make_data([16])
+    assert_close(seeded(loss, data), seeded(same, data))

@@ -5,7 +5,7 @@ Shapes: ``*B`` batch, ``A`` action. Diffusion steps are integers in 0..K-1 (the 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -124,14 +124,21 @@ def check_variance(variance: str) -> None:
         raise ValueError(f"variance must be one of {get_args(Variance)}, got {variance!r}.")
 
 
-def check_bounds(bounds: Bounds, action_size: int) -> None:
-    """Refuse bounds whose low exceeds their high, or that are neither two numbers nor two tensors [A]."""
+def check_bounds(bounds: Any, action_size: int) -> Bounds:
+    """Two floats, or two tensors [A] where an entry has bounds of its own, from numbers, arrays, lists or tensors.
+
+    Raises:
+        ValueError: if a low bound exceeds its high one, or if they are neither numbers nor of ``action_size`` entries.
+    """
     low, high = map(torch.as_tensor, bounds)
     for bound in (low, high):
         if bound.shape not in ((), (action_size,)):
             raise ValueError(f"Bounds must be two numbers or two tensors [{action_size}], got {bounds}.")
     if not bool((low <= high.to(low.device)).all()):
         raise ValueError(f"The low bound is higher than the high bound: {bounds}.")
+    if low.ndim == high.ndim == 0:
+        return float(bounds[0]), float(bounds[1])
+    return low.expand(action_size), high.expand(action_size)
 
 
 def clip(action: Tensor, bounds: Bounds) -> Tensor:

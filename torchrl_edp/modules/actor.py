@@ -62,8 +62,6 @@ class DiffusionSampler(nn.Module):
         check_interval("action_size", action_size, "[1, inf)")
         check_interval("initial_noise_scale", initial_noise_scale, "[0, 1]")
         check_interval("policy_scale", policy_scale, "(0, inf)")
-        if bounds is not None:
-            check_bounds(bounds, action_size)
         self.noise_network = noise_network
         self.action_size = action_size
         self.schedule = NoiseSchedule() if schedule is None else schedule
@@ -71,7 +69,7 @@ class DiffusionSampler(nn.Module):
         self.solver = solver
         self.num_calls = num_calls
         self.solver_kwargs = dict(solver_kwargs or {})
-        self.bounds = bounds
+        self.bounds = None if bounds is None else check_bounds(bounds, action_size)
         self.initial_noise_scale = initial_noise_scale
         self.policy_scale = policy_scale
         self.check_options()
@@ -289,11 +287,26 @@ def _step_dtype(like: Tensor) -> torch.dtype:
     return torch.promote_types(like.dtype, torch.float32)
 
 
+def spec_bounds(spec: Bounded) -> tuple[Tensor, Tensor]:
+    """The bounds [A] that every row of a spec [*B, A] has.
+
+    Raises:
+        ValueError: if rows differ.
+
+    Examples:
+        >>> spec_bounds(Bounded(-1, 1, shape=(5, 2)))
+        (tensor([-1., -1.]), tensor([1., 1.]))
+    """
+    low, high = (bound.reshape(-1, spec.shape[-1]) for bound in (spec.space.low, spec.space.high))
+    if bool((low != low[0]).any() or (high != high[0]).any()):
+        raise ValueError(f"Expected the same action bounds in every row of the spec, got {low} and {high}.")
+    return low[0], high[0]
+
+
 def _bounds(spec: TensorSpec | None) -> Bounds:
     if not isinstance(spec, Bounded):
         return (-1.0, 1.0)
-    # One row is enough: a batched spec repeats the bounds.
-    low, high = (bound.reshape(-1, spec.shape[-1])[0] for bound in (spec.space.low, spec.space.high))
+    low, high = spec_bounds(spec)
     if not bool(low.isfinite().all() and high.isfinite().all()):
         raise ValueError(f"The action's bounds must be finite, or clip_actions=False; got {low} and {high}.")
     if bool((low == low[0]).all() and (high == high[0]).all()):

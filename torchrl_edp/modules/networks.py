@@ -133,12 +133,13 @@ class NoisePredictionMLP(nn.Module):
         """The network at a fixed ``observation`` [*B, O]: a function of noisy action [*B, A] and one of ``steps``.
 
         A solver's calls differ in action and step only, and its steps are known before. So the shares that observation
-        and steps have in the first layer are computed once, here. A subclass with a ``forward`` of its own is called
-        as it is.
+        and steps have in the first layer are computed once, here. A network whose ``forward`` or first layer does more,
+        by a subclass, a wrapper or a hook, is called as it is.
         """
-        if type(self).forward is not NoisePredictionMLP.forward:
-            return lambda action, step: self(action, _steps(step, action, action.shape[:-1]), observation)
         first, *rest = cast(Iterable[Any], self.net)
+        plain = type(self).forward is NoisePredictionMLP.forward and type(first).forward is nn.Linear.forward
+        if not plain or any(map(_has_hooks, (self, self.net, first))):
+            return lambda action, step: self(action, _steps(step, action, action.shape[:-1]), observation)
         sizes = [self.action_size, self.embedding.size, observation.shape[-1]]
         by_action, by_step, by_observation = first.weight.split(sizes, 1)
         if observation.ndim > 1 and observation.stride(0) == 0:  # candidates of the same observation
@@ -210,6 +211,10 @@ class ValueNetwork(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """The value [*B, 1] of ``observation`` [*B, O]."""
         return self.net(observation)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _steps(step: float, like: Tensor, shape: Sequence[int]) -> Tensor:

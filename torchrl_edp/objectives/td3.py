@@ -13,6 +13,7 @@ from torchrl.objectives.utils import _GAMMA_LMBDA_DEPREC_ERROR
 
 from torchrl_edp.diffusion import Bounds, check_interval
 from torchrl_edp.diffusion.process import check_bounds
+from torchrl_edp.modules.actor import spec_bounds
 from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, GuidanceStart, check_choice
 from torchrl_edp.objectives.functional import Aggregation, StepWeighting
 from torchrl_edp.objectives.sampled_target import SampledTargetLoss
@@ -175,12 +176,9 @@ class EDPTD3Loss(SampledTargetLoss):
         if action_spec is not None:
             if not isinstance(action_spec, Bounded):
                 raise ValueError(f"action_spec must be Bounded, got {type(action_spec).__name__}.")
-            # One row is enough: a batched spec repeats the bounds.
-            low, high = (bound.reshape(-1, action_spec.shape[-1])[0] for bound in action_spec.space)
-            bounds = (low, high)
+            bounds = spec_bounds(action_spec)
         if bounds is not None:
-            check_bounds(bounds, self._sampler.action_size)
-            self._bounds = bounds
+            self._bounds = check_bounds(bounds, self._sampler.action_size)
 
     def _guidance(self, tensordict: TensorDictBase, terms: DiffusionTerms) -> tuple[Tensor, dict[str, Tensor]]:
         params, action = self.qvalue_network_params, terms.approximated_action
