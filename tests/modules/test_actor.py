@@ -60,6 +60,20 @@ def test_exploration_types(kind):
         assert torch.equal(first, second) and torch.equal(first, from_zero)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"solver": "ddpm", "num_calls": None}, {"solver": "ddim", "num_calls": 5, "solver_kwargs": {"eta": 1.0}}],
+)
+def test_a_chain_adds_no_noise_where_actions_are_to_be_repeatable(options):
+    actor, data = make_actor(**options), make_data(5)
+    assert not torch.equal(actor(data.clone())["action"], actor(data.clone())["action"])
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        first, second = actor(data.clone())["action"], actor(data.clone())["action"]
+    assert torch.equal(first, second)
+    zeros, none = torch.zeros(5, ACTION), torch.zeros(actor.module.num_steps, 5, ACTION)
+    torch.testing.assert_close(first, actor.module.sample(data["observation"], zeros, step_noise=none))
+
+
 def test_random_samples_are_those_of_the_global_generator():
     actor, data = make_actor(), make_data(5)
     torch.manual_seed(7)

@@ -6,6 +6,8 @@ from modules_helpers import make_actor
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
+from torchrl.data import Bounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import DiffusionActor
 
 from torchrl_edp.modules import ScoreNetworkAdapter, as_edp_actor
@@ -33,6 +35,17 @@ def test_it_samples_as_the_stock_actor(settings, dtype):
     assert actions[0].dtype == actions[1].dtype == dtype
     assert actions[1].abs().max() > 1 and actions[1].std() > 0, "not clipped, not constant"
     assert ours.in_keys == [key, "initial_noise"] and ours.out_keys == [out_key]
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_it_is_as_repeatable_and_as_safe_as_the_stock_actor(safe):
+    stock = DiffusionActor(action_dim=2, obs_dim=4, num_steps=10, spec=Bounded(-1, 1, (2,)), safe=safe)
+    data = TensorDict({"observation": torch.randn(50, 4)}, [50])
+    sampled = as_edp_actor(stock)(data.clone())["action"]
+    assert (sampled.abs().max() > 1) != safe
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        expected, found = stock(data.clone())["action"], as_edp_actor(stock)(data.clone())["action"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_it_shares_the_network():

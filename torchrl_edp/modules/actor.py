@@ -164,7 +164,8 @@ class DiffusionSampler(nn.Module):
     def forward(self, *inputs: Tensor | None) -> Tensor:
         """Actions [*B, A] for ``inputs``: observations [*B, O_i], concatenated, then the initial noise or None.
 
-        Without initial noise it is drawn when the exploration type is RANDOM or None, and zero otherwise.
+        Without initial noise it is drawn when the exploration type is RANDOM or None, and zero otherwise, as is then
+        the noise that a solver adds between its calls.
         """
         *parts, initial_noise = inputs
         observations = [part for part in parts if part is not None]
@@ -173,22 +174,25 @@ class DiffusionSampler(nn.Module):
         observation = torch.cat(observations, -1) if len(observations) > 1 else observations[0]
         if initial_noise is None:
             initial_noise = self.initial_noise(observation)
-        return self.sample(observation, initial_noise)
+        solver: Any = SOLVERS[self.solver]
+        if _explores() or "step_noise" not in solver.__kwdefaults__:
+            return self.sample(observation, initial_noise)
+        zeros = initial_noise.new_zeros(self.num_calls or self.num_steps, *[1] * initial_noise.ndim)
+        return self.sample(observation, initial_noise, step_noise=zeros)
 
     def initial_noise(self, observation: Tensor) -> Tensor:
         """What to start from [*B, A] at observations [*B, O]: drawn, or zero as `forward` says."""
         shape = (*observation.shape[:-1], self.action_size)
-        random = interaction_type() in (InteractionType.RANDOM, None)
-        draw = torch.randn if random else torch.zeros
+        draw = torch.randn if _explores() else torch.zeros
         return draw(shape, dtype=observation.dtype, device=observation.device)
 
 
 class EDPActor(SafeModule):
     """A diffusion policy: observation to action by any solver.
 
-    Under exploration type RANDOM (or None) it samples; under DETERMINISTIC, MODE and MEAN it starts from zero noise,
-    which with an ODE solver is a repeatable action of high likelihood (App. C.4 of the paper). The initial noise may
-    be given in the tensordict under ``initial_noise``.
+    Under exploration type RANDOM (or None) it samples; under DETERMINISTIC, MODE and MEAN it starts from zero noise and
+    adds none, which gives a repeatable action of high likelihood (App. C.4 of the paper). The initial noise may be
+    given in the tensordict under ``initial_noise``.
 
     Args:
         noise_network: ``noise_network(noisy_action [*B, A], diffusion_step [*B], observation [*B, O]) -> [*B, A]``;
@@ -280,6 +284,10 @@ class EDPActor(SafeModule):
     def initial_noise_key(self) -> NestedKey:
         """The optional input with the noise to start from."""
         return self.in_keys[-1]
+
+
+def _explores() -> bool:
+    return interaction_type() in (InteractionType.RANDOM, None)
 
 
 def _step_dtype(like: Tensor) -> torch.dtype:

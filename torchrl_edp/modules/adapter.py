@@ -68,4 +68,5 @@ def as_edp_actor(actor: TensorDictModule) -> EDPActor:
         in_keys=actor.in_keys,
         out_keys=actor.out_keys,
         spec=actor.spec,
+        safe=actor.safe,
     )
