@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_edp.diffusion import check_interval
 from torchrl_edp.modules.selection import fold_candidates
+from torchrl_edp.objectives.ensemble import check_module, independent_copies
 from torchrl_edp.objectives.functional import Aggregation, aggregate_qvalues
 
 
@@ -109,7 +109,9 @@ class CriticEnsembleLoss(LossModule):
         self.num_qvalue_nets = num_qvalue_nets
         self.delay_qvalue = delay_qvalue
         is_list = isinstance(qvalue_network, (list, tuple))
-        copies = list(qvalue_network) if is_list else _independent_copies(qvalue_network, num_qvalue_nets)
+        for network in qvalue_network if is_list else [qvalue_network]:
+            check_module("qvalue_network", network)
+        copies = list(qvalue_network) if is_list else independent_copies(qvalue_network, num_qvalue_nets)
         if len(copies) != num_qvalue_nets:
             raise ValueError(f"num_qvalue_nets is {num_qvalue_nets}, but the list has {len(copies)} critics.")
         # From a list TorchRL makes no leaves of a single critic's parameters, and loses ties to shared ones.
@@ -126,13 +128,16 @@ class CriticEnsembleLoss(LossModule):
             self._copy_to_targets()
         self._make_vmap()
 
-    def _fill_qvalues(self, copies: list[TensorDictModule]) -> None:
-        """Give every critic the parameters of its copy; those shared with other networks stay."""
+    def _fill_qvalues(self, copies: list[TensorDictModule], *, trained_only: bool = False) -> None:
+        """Give every critic the tensors of its copy; parameters shared with other networks stay."""
         for index, copy in enumerate(copies):
             for key, source in TensorDict.from_module(copy).items(True, True):
-                parameter = self.qvalue_network_params.get(key)
-                if isinstance(parameter, nn.Parameter):
-                    parameter.data[index].copy_(source.data)
+                own = self.qvalue_network_params.get(key)
+                if isinstance(own, nn.Parameter):
+                    own.requires_grad_(source.requires_grad)
+                shared = isinstance(source, nn.Parameter) and not isinstance(own, nn.Parameter)
+                if not shared and (source.requires_grad or not trained_only):
+                    own.data[index].copy_(source.data)
 
     def _copy_to_targets(self) -> None:
         for name, targets in self._modules.items():
@@ -140,12 +145,13 @@ class CriticEnsembleLoss(LossModule):
                 targets.data.update_(getattr(self, name.removeprefix("target_")).data)
 
     def reset_parameters_recursive(self) -> None:
-        """Draw every parameter anew by its layer's own rule; targets become copies of them."""
+        """Draw parameters anew by their layers' own rule, but frozen ones of critics; targets become copies of them."""
         for name, network in list(self.__dict__.items()):
             if isinstance(network, TensorDictModuleBase) and name != "qvalue_network":
                 with getattr(self, f"{name}_params").to_module(network, preserve_module_state=False):
                     network.reset_parameters_recursive()
-        self._fill_qvalues(_independent_copies(self.qvalue_network, self.num_qvalue_nets + 1)[1:])
+        copies = independent_copies(self.qvalue_network, self.num_qvalue_nets + 1)[1:]
+        self._fill_qvalues(copies, trained_only=True)
         self._copy_to_targets()
 
     def _make_vmap(self) -> None:
@@ -330,14 +336,6 @@ class CriticEnsembleLoss(LossModule):
 
     def _params_names(self) -> list[str]:
         return [f"{prefix}{name}_params" for prefix in ("", "target_") for name in self._networks]
-
-
-def _independent_copies(network: TensorDictModule, count: int) -> list[TensorDictModule]:
-    """``network`` and ``count - 1`` copies with weights drawn anew by the layers' own rule."""
-    copies = [network, *(deepcopy(network) for _ in range(count - 1))]
-    for copy in copies[1:]:
-        copy.reset_parameters_recursive()
-    return copies
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -1,0 +1,66 @@
+"""Critics inside a loss: what their copies share, and what they must be."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from loss_cases import OBS, A, make_loss, make_networks
+from torch import nn
+from torchrl.modules import ValueOperator
+
+from torchrl_edp.modules import QValueNetwork
+from torchrl_edp.objectives.ensemble import independent_copies
+
+
+class Critic(nn.Module):
+    """A frozen encoder, a buffer, and a head that is trained."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(OBS, 4).requires_grad_(False)
+        self.head = nn.Linear(4 + A, 1)
+        self.register_buffer("shift", torch.tensor([shift]))
+
+    def forward(self, observation, action):
+        return self.head(torch.cat([self.encoder(observation), action], -1)) + self.shift
+
+
+def operator(network: nn.Module) -> ValueOperator:
+    return ValueOperator(network, in_keys=["observation", "action"])
+
+
+@pytest.mark.parametrize("separate_losses", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_what_is_frozen_stays_so_and_buffers_are_the_critics_own(case, count, as_list, separate_losses):
+    critics = [operator(Critic(float(i + 1))) for i in range(count)]
+    networks = {**make_networks(), "qvalue_network": critics if as_list else critics[0]}
+    loss = make_loss(case, count, networks=networks, separate_losses=separate_losses)
+    loss.reset_parameters_recursive()
+    params = loss.qvalue_network_params["module"]
+    assert not params["encoder", "weight"].requires_grad and params["head", "weight"].requires_grad
+    used = critics if as_list else critics[:1] * count
+    torch.testing.assert_close(params["shift"].data, torch.stack([critic.module.shift for critic in used]))
+    if not as_list:
+        weights = [critic.module.encoder.weight for critic in used]
+        torch.testing.assert_close(params["encoder", "weight"].data, torch.stack(weights))
+    if count == 2:
+        assert not torch.equal(*params["head", "weight"].unbind(0))
+
+
+def test_weights_that_no_layer_draws_anew_are_told():
+    attention = nn.MultiheadAttention(4, 2)  # has no reset_parameters
+    with pytest.warns(UserWarning, match="start from the same module.in_proj_weight, which no layer draws anew"):
+        independent_copies(operator(attention), 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        independent_copies(operator(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))), 2)
+
+
+def test_networks_without_keys_are_refused(case):
+    for name in set(case.networks.values()) - {"actor_network"}:
+        for plain in (QValueNetwork(OBS, A), [QValueNetwork(OBS, A)] * 2):
+            with pytest.raises(TypeError, match=f"{name} must be a TensorDictModule, got .*: wrap it, as in"):
+                make_loss(case, networks={**make_networks(2), name: plain})

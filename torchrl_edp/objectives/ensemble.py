@@ -1,0 +1,45 @@
+"""Critics from one: copies with weights of their own."""
+
+from __future__ import annotations
+
+import warnings
+from copy import deepcopy
+from typing import Any
+
+import torch
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+
+
+def independent_copies(network: TensorDictModule, count: int) -> list[TensorDictModule]:
+    """``network`` and ``count - 1`` copies, their trained weights drawn anew by the layers' own rule.
+
+    What is not trained, frozen parameters and buffers, is the same in all. Weights that no layer draws anew are too,
+    with a warning.
+
+    Examples:
+        >>> from torchrl.modules import ValueOperator
+        >>> from torchrl_edp.modules import ValueNetwork
+        >>> first, second = independent_copies(ValueOperator(ValueNetwork(3)), 2)
+        >>> torch.equal(*[next(critic.parameters()) for critic in (first, second)])
+        False
+    """
+    originals = dict(network.named_parameters()) | dict(network.named_buffers())
+    copies = [network, *(deepcopy(network) for _ in range(count - 1))]
+    for copy in copies[1:]:
+        copy.reset_parameters_recursive()
+        for name, own in (dict(copy.named_parameters()) | dict(copy.named_buffers())).items():
+            if not own.requires_grad:
+                own.data.copy_(originals[name])
+            elif torch.equal(own, originals[name]) and own.unique().numel() > 1:
+                message = f"Critics start from the same {name}, which no layer draws anew: give a list of critics."
+                warnings.warn(message, stacklevel=2)
+    return copies
+
+
+def check_module(name: str, network: Any) -> None:
+    """Refuse a network without keys."""
+    if not isinstance(network, TensorDictModuleBase):
+        raise TypeError(
+            f"{name} must be a TensorDictModule, got {type(network).__name__}: wrap it, as in "
+            "ValueOperator(QValueNetwork(11, 3), in_keys=['observation', 'action'])."
+        )
