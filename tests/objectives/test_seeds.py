@@ -7,10 +7,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loss_cases import CASES, WEIGHTS, WITH_VALUE, LossCase, make_data, make_loss, make_networks, seeded, spread
+from loss_cases import (
+    CASES,
+    OBS,
+    WEIGHTS,
+    WIDTHS,
+    WITH_VALUE,
+    A,
+    K,
+    LossCase,
+    make_data,
+    make_loss,
+    make_networks,
+    seeded,
+    spread,
+)
 from torchrl.objectives import SoftUpdate, ValueEstimators
 
+from torchrl_edp import EDPActor, NoiseSchedule
 from torchrl_edp.configs.losses import EDPIQLLossConfig
+from torchrl_edp.modules import NoisePredictionMLP
 from torchrl_edp.objectives import EDPIQLLoss, MultiSeedLoss
 
 LEARNED = {"likelihood": "log_prob", "deviation": "learned"}  # a parameter beside the networks'
@@ -22,6 +38,13 @@ ALL = [
 ]
 every_case = pytest.mark.parametrize("case", ALL, ids=[case.name for case in ALL])
 IQL = CASES[0]
+
+
+FIRST = ("module", "net", "0", "weight")
+
+
+def changed_actor(**options) -> EDPActor:
+    return EDPActor(NoisePredictionMLP(OBS, A, hidden_sizes=WIDTHS), **{"schedule": NoiseSchedule(K)} | options)
 
 
 def several(make, seeds) -> MultiSeedLoss:
@@ -151,8 +174,36 @@ def test_state_dict():
         assert all(torch.equal(a, b) for a, b in zip(own.parameters(), other.parameters(), strict=True))
 
 
+def test_bounds_of_every_dimension():
+    bounds = torch.tensor([-0.1, -0.2]), torch.tensor([0.1, 0.2])
+    loss = several(lambda: make_loss(CASES[1], bounds=bounds, guidance_qvalue="min"), [0, 1])
+    data = make_data((2, 4))
+    for seed, alone in enumerate(loss.losses):
+        for key, value in alone(data[seed].clone()).items():
+            torch.testing.assert_close(seeded(loss, data)[key][seed], value, msg=key)
+
+
+def test_parameters_are_drawn_anew_as_those_of_one():
+    loss = several(lambda: make_loss(IQL), [0, 1])
+    before = {name: value.clone() for name, value in loss.named_parameters()}
+    torch.manual_seed(5)
+    loss.reset_parameters_recursive()
+    alone = [make_loss(IQL) for _ in range(2)]
+    torch.manual_seed(5)
+    for one in alone:
+        one.reset_parameters_recursive()
+    for name, value in loss.named_parameters():
+        assert not torch.equal(value, before[name])
+        assert torch.equal(value, torch.stack([dict(one.named_parameters())[name] for one in alone])), name
+    assert torch.equal(*[getattr(loss, f"{side}qvalue_network_params").get(FIRST).data for side in ("", "target_")])
+
+
 def test_refusals():
     networks = make_networks(2)
+    for change in ({"schedule": NoiseSchedule(K + 1)}, {"solver_kwargs": {"order": 2}}):
+        actors = iter([make_networks()["actor_network"], changed_actor(**change)])
+        with pytest.raises(ValueError, match="same settings at every call, got actor's"):
+            MultiSeedLoss(lambda: make_loss(IQL, networks={**make_networks(2), "actor_network": next(actors)}), [0, 1])  # noqa: B023
     with pytest.raises(ValueError, match="at least one seed"):
         MultiSeedLoss(lambda: make_loss(IQL), [])
     with pytest.raises(ValueError, match="share parameters"):

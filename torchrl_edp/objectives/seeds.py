@@ -123,6 +123,11 @@ class MultiSeedLoss(LossModule):
         """
         return cast(TensorDict, self._each("forward", tensordict))
 
+    def reset_parameters_recursive(self) -> None:
+        """Draw the parameters of every seed anew, as the loss of one does."""
+        for loss in self.losses:
+            loss.reset_parameters_recursive()
+
     def set_keys(self, **kwargs: Any) -> NoReturn:
         """Refused: ``make_loss`` sets them."""
         raise _set_too_late("set_keys")
@@ -202,7 +207,7 @@ def _check(losses: Sequence[EDPLoss]) -> None:
     for loss in losses[1:]:
         own = _settings(loss)
         if different := sorted(name for name in first.keys() | own.keys() if first.get(name) != own.get(name)):
-            found = ", ".join(f"{name} {first.get(name)!r} and {own.get(name)!r}" for name in different)
+            found = ", ".join(f"{name} {first.get(name)!r:.60} and {own.get(name)!r:.60}" for name in different)
             raise ValueError(f"MultiSeedLoss: make_loss must give the same settings at every call, got {found}.")
     params = [params for loss in losses for _, params in _networks(loss)]
     tensors = [tensor for td in params for tensor in td.values(True, True) if tensor.numel() and not tensor.is_meta]
@@ -216,7 +221,19 @@ def _check(losses: Sequence[EDPLoss]) -> None:
 def _settings(loss: EDPLoss) -> dict[str, Any]:
     """What a loss is but for its tensors, as far as it compares."""
     estimator = loss.value_estimator
-    plain = {name: value for name, value in vars(loss).items() if isinstance(value, _PLAIN)}
-    sampler = {f"actor's {name}": value for name, value in vars(loss._sampler).items() if isinstance(value, _PLAIN)}
+    sampler = loss._sampler
+    betas = {"betas": sampler.schedule.betas, "solver_kwargs": sampler.solver_kwargs}
+    actors = {f"actor's {name}": value for name, value in {**_plain(sampler), **betas}.items()}
     about = {"class": type(loss).__name__, "value_estimator": type(estimator).__name__}
-    return {**plain, **sampler, **about, "keys": vars(loss.tensor_keys), "gamma": estimator.gamma.tolist()}
+    settings = {**_plain(loss), **actors, **about, "keys": vars(loss.tensor_keys), "gamma": estimator.gamma}
+    return {name: _comparable(value) for name, value in settings.items()}
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_comparable, value))
+    return value.tolist() if isinstance(value, torch.Tensor) else value
