@@ -97,6 +97,16 @@ def test_a_batch_without_valid_samples_has_zero_loss_and_gradient(case_over_batc
     assert all(not g.any() for g in gradients(loss, value).values() if g is not None)
 
 
+def test_priority_weights_under_a_nested_key_and_where_they_must_be(case):
+    loss, data = spread(make_loss(case, use_prioritized_weights=True)), make_data([4])
+    with pytest.raises(KeyError, match="priority_weight"):
+        loss(data)
+    data["priority_weight"] = data["per", "weight"] = torch.tensor([0.1, 1.0, 0.5, 0.0])
+    expected = seeded(loss, data)
+    loss.set_keys(priority_weight=("per", "weight"))
+    assert_close(seeded(loss, data.exclude("priority_weight")), expected)
+
+
 def test_priority_weights(case):
     state, data = spread(make_loss(case)).state_dict(), make_data()
     none = losses(case, data.clone(), state, reduction="none")

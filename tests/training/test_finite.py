@@ -63,6 +63,19 @@ def test_no_step_is_taken(name, where, value):
     state.update()  # the cause repaired, training goes on
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_error_says_what_a_sequential_update_stepped_before(name):
+    state = make_state(name, update_order="sequential")
+    first = {"iql": "value"}.get(name, "qvalue")
+    for parameter in state.optimizers["actor"].parameters:
+        parameter.register_hook(lambda gradient: torch.full_like(gradient, math.nan))
+    before = snapshot(state)
+    with pytest.raises(FloatingPointError, match=f"only the earlier step of {first} was; all else is as it was"):
+        state.update()
+    moved = {changed_name.split(".")[1].split("_network")[0] for changed_name in changed(before, snapshot(state))}
+    assert moved == {first}
+
+
 @pytest.mark.parametrize("order", ["joint", "sequential"])
 @pytest.mark.parametrize("where", [*FIELDS, "parameter"], ids=str)
 def test_masks_do_what_the_early_return_does(monkeypatch, where, order):

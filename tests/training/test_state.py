@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
-from torchrl.data import SamplerWithoutReplacement, TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
+from torchrl.modules import ValueOperator
 from torchrl.objectives import SoftUpdate
-from training_helpers import make_data, make_loss, make_state, run
+from training_helpers import ACTIONS, OBSERVATIONS, make_data, make_loss, make_state, run
 
+from torchrl_edp import EDPActor, EDPTD3Loss, NoiseSchedule
 from torchrl_edp.training import EDPTargetUpdate, TrainState
 
 
@@ -143,6 +145,72 @@ def test_a_buffer_with_its_own_way_of_drawing_is_sampled_by_itself():
     assert any(not torch.equal(before[name], value) for name, value in parameters(loss).items())
     drawn = torch.cat([buffer.sample()["action"] for _ in range(3)])
     assert len(drawn.unique(dim=0)) == 48  # the update has drawn the first 16 of an epoch of 64
+
+
+class Zeroed(TensorDictReplayBuffer):
+    def sample(self, *args, **kwargs):
+        return super().sample(*args, **kwargs).set(("next", "reward"), torch.zeros(16, 1))
+
+
+def _without_rewards(batch):
+    return batch.copy().set(("next", "reward"), torch.zeros_like(batch["next", "reward"]))
+
+
+@pytest.mark.parametrize("buffer_class", [TensorDictReplayBuffer, Zeroed])
+def test_what_a_buffer_does_to_its_batches_is_done(buffer_class):
+    options = {"collate_fn": _without_rewards} if buffer_class is TensorDictReplayBuffer else {}
+    buffer = buffer_class(storage=make_data().buffer.storage, batch_size=16, **options)
+    loss = make_loss("td3").make_value_estimator(gamma=0.0)
+    assert TrainState(loss, buffer, EDPTargetUpdate(loss)).update()["target_value"] == 0
+
+
+def test_a_storage_may_have_two_dimensions():
+    rows = make_data().buffer[:]
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(64, ndim=2), batch_size=16)
+    buffer.extend(rows.reshape(4, 16))
+    loss = make_loss()
+    assert TrainState(loss, buffer, EDPTargetUpdate(loss)).update()["loss_actor"].isfinite()
+
+
+def test_buffers_without_batch_size_and_losses_of_every_sample_are_refused():
+    buffer = make_data().buffer
+    loss = make_loss()
+    with pytest.raises(ValueError, match="give the buffer a batch_size"):
+        TrainState(loss, TensorDictReplayBuffer(storage=buffer.storage), EDPTargetUpdate(loss))
+    loss = make_loss(reduction="none")
+    with pytest.raises(ValueError, match="reduction='mean' or 'sum'"):
+        TrainState(loss, buffer, EDPTargetUpdate(loss))
+
+
+class WithTrunk(torch.nn.Module):
+    """A noise network or a critic on features of the observation that others may share."""
+
+    action_size = ACTIONS
+
+    def __init__(self, trunk, inputs, outputs):
+        super().__init__()
+        self.trunk, self.head = trunk, torch.nn.Linear(inputs + 4, outputs)
+
+    def forward(self, *values):
+        observation, others = (values[-1], values[:1]) if len(values) == 3 else (values[0], values[1:])
+        return self.head(torch.cat([*others, self.trunk(observation)], -1))
+
+
+def shared_state(seed):
+    torch.manual_seed(seed)
+    trunk = torch.nn.Linear(OBSERVATIONS, 4)
+    actor = EDPActor(WithTrunk(trunk, ACTIONS, ACTIONS), schedule=NoiseSchedule(50), num_calls=3)
+    critic = ValueOperator(WithTrunk(trunk, ACTIONS, 1), in_keys=["observation", "action"])
+    loss = EDPTD3Loss(actor, critic, separate_losses=True).make_value_estimator(gamma=0.9)
+    return TrainState(loss, make_data().buffer, EDPTargetUpdate(loss))
+
+
+def test_a_state_of_networks_that_share_layers_is_loaded():
+    first, second = shared_state(0), shared_state(1)
+    first.update()
+    second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
+    outcomes = [run(state, 2)[0] for state in (first, second)]
+    assert torch.equal(*outcomes)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_edp.diffusion import check_interval
 from torchrl_edp.modules.selection import fold_candidates
-from torchrl_edp.objectives.ensemble import check_module, independent_copies
+from torchrl_edp.objectives.ensemble import check_modules, independent_copies
 from torchrl_edp.objectives.functional import Aggregation, aggregate_qvalues
 
 
@@ -109,8 +109,7 @@ class CriticEnsembleLoss(LossModule):
         self.num_qvalue_nets = num_qvalue_nets
         self.delay_qvalue = delay_qvalue
         is_list = isinstance(qvalue_network, (list, tuple))
-        for network in qvalue_network if is_list else [qvalue_network]:
-            check_module("qvalue_network", network)
+        check_modules("qvalue_network", qvalue_network if is_list else [qvalue_network])
         copies = list(qvalue_network) if is_list else independent_copies(qvalue_network, num_qvalue_nets)
         if len(copies) != num_qvalue_nets:
             raise ValueError(f"num_qvalue_nets is {num_qvalue_nets}, but the list has {len(copies)} critics.")
@@ -280,6 +279,13 @@ class CriticEnsembleLoss(LossModule):
         masks = [tensordict.get(key, None) for key in self._loss_mask_keys()]
         masks = [self._expand_loss_mask(mask, like) for mask in masks if mask is not None]
         return torch.stack(masks).all(0) if masks else None
+
+    def _maybe_get_priority_weight(self, tensordict: TensorDictBase) -> Tensor | None:
+        """The importance weights, also under a nested key."""
+        if self.use_prioritized_weights is False:
+            return None
+        key = self.tensor_keys.priority_weight
+        return tensordict[key] if self.use_prioritized_weights is True else tensordict.get(key, None)
 
     # --- outputs
 

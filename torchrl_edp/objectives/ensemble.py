@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -36,10 +37,11 @@ def independent_copies(network: TensorDictModule, count: int) -> list[TensorDict
     return copies
 
 
-def check_module(name: str, network: Any) -> None:
-    """Refuse a network without keys."""
-    if not isinstance(network, TensorDictModuleBase):
-        raise TypeError(
-            f"{name} must be a TensorDictModule, got {type(network).__name__}: wrap it, as in "
-            "ValueOperator(QValueNetwork(11, 3), in_keys=['observation', 'action'])."
-        )
+def check_modules(name: str, networks: Iterable[Any]) -> None:
+    """Refuse networks without keys."""
+    for network in networks:
+        if not isinstance(network, TensorDictModuleBase):
+            raise TypeError(
+                f"{name} must be a TensorDictModule, got {type(network).__name__}: wrap it, as in "
+                "ValueOperator(QValueNetwork(11, 3), in_keys=['observation', 'action'])."
+            )

@@ -13,7 +13,7 @@ from torchrl.objectives.utils import _GAMMA_LMBDA_DEPREC_ERROR
 
 from torchrl_edp.diffusion import check_interval
 from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, EDPLoss, GuidanceStart
-from torchrl_edp.objectives.ensemble import check_module
+from torchrl_edp.objectives.ensemble import check_modules
 from torchrl_edp.objectives.functional import Aggregation, StepWeighting, WeightNormalization, expectile_loss
 from torchrl_edp.objectives.likelihood import Deviation, Likelihood, LikelihoodLoss
 
@@ -177,7 +177,7 @@ class EDPIQLLoss(LikelihoodLoss):
         self._set_actor(actor_network, delay_actor)
         self._set_likelihood(temperature, weight_cap, weight_normalization, likelihood, deviation)
         policy_params = list(actor_network.parameters()) if separate_losses else None
-        check_module("value_network", value_network)
+        check_modules("value_network", [value_network])
         self.convert_to_functional(value_network, "value_network", compare_against=policy_params)
         shared = [*policy_params, *value_network.parameters()] if policy_params is not None else None
         self._set_qvalue(qvalue_network, num_qvalue_nets, delay_qvalue, shared)

@@ -17,6 +17,8 @@ def not_finite(
     metrics: Mapping[str, Tensor],
     optimizers: Mapping[str, NetworkOptimizer],
     buffer: TensorDictReplayBuffer,
+    *,
+    sequential: bool = False,
 ) -> FloatingPointError:
     """The error of an update that was left out: which one, which terms, and the likely cause.
 
@@ -25,12 +27,26 @@ def not_finite(
         metrics: its losses and gradient norms, of several seeds [S].
         optimizers: of the networks, by name; their parameters are searched for the cause.
         buffer: searched too.
+        sequential: whether one term stepped after the other.
     """
     terms = ", ".join(f"{name} = {value.tolist()}" for name, value in metrics.items() if not value.isfinite().all())
     return FloatingPointError(
         f"Update {update}: expected finite losses and gradients, got {terms or 'others'}. The step was not taken: "
-        f"parameters, moments and targets are as they were. {_cause(optimizers, buffer)}"
+        f"{_kept(metrics, sequential)} {_cause(optimizers, buffer)}"
     )
+
+
+def _kept(metrics: Mapping[str, Tensor], sequential: bool) -> str:
+    """What is as it was; earlier terms of a sequential update have stepped by then."""
+    stepped = []
+    for name, value in metrics.items():
+        if name.startswith(("loss_", "grad_norm_")) and not value.isfinite().all():
+            break
+        if name.startswith("grad_norm_"):
+            stepped.append(name.removeprefix("grad_norm_"))
+    if not sequential or not stepped:
+        return "parameters, moments and targets are as they were."
+    return f"only the earlier step of {' and '.join(stepped)} was; all else is as it was."
 
 
 def _cause(optimizers: Mapping[str, NetworkOptimizer], buffer: TensorDictReplayBuffer) -> str:

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
+from torchrl.data.replay_buffers.storages.utils import _collate_id
 from torchrl.objectives import LossModule
 
 from torchrl_edp.diffusion import check_interval
@@ -60,10 +61,12 @@ class TrainState:
         update_order: ``"joint"``: all losses from the same parameters; ``"sequential"``: one after the other, in the
             order of ``loss.sequential_terms`` (Alg. 1; IQL: V, then the policy weighted by the new V, then Q).
         policy_every: updates between two steps of the policy (TD3: 2); its gradient is computed at every one.
-        compile: compile the update, from the batch to the targets, into one graph.
+        compile: compile the update, from the batch to the targets, into one graph. It has the settings of loss and
+            actor that it was compiled with, at the first update: changing an attribute later has no effect.
 
     Raises:
-        ValueError: if an option is none of those above, or a number is not positive.
+        ValueError: if an option is none of those above, a number is not positive, the buffer has no ``batch_size``, or
+            the loss has ``reduction="none"``.
         TypeError: if ``targets`` is another target updater.
 
     Examples:
@@ -108,6 +111,10 @@ class TrainState:
         for name, value in {**numbers, "gradient_steps": gradient_steps, "policy_every": policy_every}.items():
             if value is not None:
                 check_interval(name, value, "(0, inf)")
+        if buffer.batch_size is None:
+            raise ValueError("TrainState draws batches itself: give the buffer a batch_size.")
+        if getattr(loss, "reduction", None) == "none":
+            raise ValueError("TrainState differentiates one number: make the loss with reduction='mean' or 'sum'.")
         self.loss = loss
         self.buffer = buffer
         self.targets = targets
@@ -167,7 +174,8 @@ class TrainState:
 
         Raises:
             FloatingPointError: where a loss or a gradient is not finite. No such step is taken: parameters, moments and
-                targets stay as they are. On a CPU the error comes at once, elsewhere at the next :meth:`check`.
+                targets stay as they are, but for what earlier terms of a sequential update have stepped; the error says
+                which. On a CPU it comes at once, elsewhere at the next :meth:`check`.
         """
         batch, index = self._draw()
         if self.decay == "cosine":
@@ -199,7 +207,7 @@ class TrainState:
         flags = [valid for *_, valid in unchecked]
         if not (all(flags) if len(flags) < 2 else torch.stack(flags).all()):
             update, metrics, _ = next(entry for entry in unchecked if not entry[2])
-            raise not_finite(update, metrics, self.optimizers, self.buffer)
+            raise not_finite(update, metrics, self.optimizers, self.buffer, sequential=len(self._terms) > 1)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything the next update depends on but the data: parameters, targets, optimizers, counters, generators.
@@ -236,7 +244,10 @@ class TrainState:
                     tensor.copy_(state[name])
 
     def _loss_tensors(self) -> dict[str, Tensor]:
-        return {**dict(self.loss.named_parameters()), **dict(self.loss.named_buffers())}
+        parameters = dict(self.loss.named_parameters())
+        own = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}
+        buffers = dict(self.loss.named_buffers())  # some are the actor's parameters, shared with critics
+        return parameters | {k: v for k, v in buffers.items() if v.untyped_storage().data_ptr() not in own}
 
     def _generators(self) -> dict[str, torch.Generator]:
         """All sources of random numbers: torch's own, on CPU and training device, and the buffer's."""
@@ -290,8 +301,9 @@ def _go(valid: Tensor) -> tuple[bool, Tensor | None]:
 def _is_plain(buffer: TensorDictReplayBuffer) -> bool:
     """Whether a batch of ``buffer`` is nothing but rows of its full storage, drawn uniformly."""
     storage = buffer.storage
-    fixed = isinstance(storage, TensorStorage) and len(storage) == storage.max_size
-    return fixed and type(buffer.sampler) is RandomSampler and not len(buffer._transform)
+    fixed = isinstance(storage, TensorStorage) and len(storage) == storage.max_size and storage.ndim == 1
+    stock = type(buffer) is TensorDictReplayBuffer and type(buffer.sampler) is RandomSampler
+    return fixed and stock and not len(buffer._transform) and buffer._collate_fn is _collate_id
 
 
 def _parameters_by_network(loss: LossModule) -> dict[str, list[torch.nn.Parameter]]:
