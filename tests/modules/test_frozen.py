@@ -125,6 +125,12 @@ def test_new_shapes_and_exploration_types_are_obeyed():
             torch.testing.assert_close(draw(frozen, data), draw(actor, data).detach())
 
 
+def test_called_by_keyword():
+    frozen = FrozenPolicy(make_actor(), compile=False)
+    data = make_data(5, initial_noise=torch.randn(5, ACTION))
+    assert torch.equal(frozen(**data), frozen(data.clone())["action"])
+
+
 def test_plain_tensors_and_nested_keys():
     actor = make_actor(in_keys=[("agent", "state"), "goal"], out_keys=[("agent", "act")], clip_actions=False)
     actor.module.noise_network = NoisePredictionMLP(OBSERVATION + 1, ACTION, hidden_sizes=(8,))

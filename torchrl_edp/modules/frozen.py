@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, fx
 from torch._inductor.exc import InductorError
@@ -76,6 +76,7 @@ class FrozenPolicy(TensorDictModuleBase):
         self._frozen = (frozen,)
         self._graphs: dict[Any, Graph] = {}
 
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the action into ``tensordict`` [*B] and return it."""
         action = self.act(*[tensordict.get(key, None) for key in self.in_keys])

@@ -20,7 +20,10 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
     """Draw N actions, keep one with probability proportional to exp(Q / temperature).
 
     All candidates of all observations go through actor and critics in one batched pass; the energy is the minimum
-    over critics.
+    over critics. A loss trains copies of its critics: after training give ``qvalue_params``, as in the example, for
+    ``qvalue_network`` alone is as it was before.
+
+    Under exploration type DETERMINISTIC, MODE or MEAN the actor's candidates are all the same, and so is the choice.
 
     Args:
         actor_network: reads observations, writes the action; must sample (an :class:`EDPActor` does).
@@ -44,10 +47,14 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
     Examples:
         >>> from tensordict import TensorDict
         >>> from torchrl.modules import ValueOperator
+        >>> from torchrl.objectives import SoftUpdate
+        >>> from torchrl_edp import EDPTD3Loss
         >>> from torchrl_edp.modules import EDPActor, NoisePredictionMLP, QValueNetwork
         >>> actor = EDPActor(NoisePredictionMLP(11, 3))
         >>> qvalue = ValueOperator(QValueNetwork(11, 3), in_keys=["observation", "action"])
-        >>> policy = EnergyBasedActionSelector(actor, qvalue, num_action_samples=10)
+        >>> loss = EDPTD3Loss(actor, qvalue)
+        >>> targets = SoftUpdate(loss, tau=0.005)  # train, then:
+        >>> policy = EnergyBasedActionSelector(actor, qvalue, qvalue_params=loss.target_qvalue_network_params)
         >>> policy(TensorDict({"observation": torch.zeros(4, 11)}, [4]))["action"].shape
         torch.Size([4, 3])
 

@@ -60,7 +60,8 @@ class EDPIQLLoss(LikelihoodLoss):
         pessimism: of ``"lcb"``. Default 1.
         delay_actor: keep averaged actor parameters in ``target_actor_network_params``. Default True.
         delay_qvalue: keep averaged critics; False uses the critics themselves. Default True.
-        separate_losses: critics do not train parameters they share with the actor. Default False.
+        separate_losses: critics do not train parameters they share with the actor. Default False. Cast and move such
+            networks before: as in TorchRL's losses, a cast of the loss unties them.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
         scalar_output_mode: with ``reduction="none"``: None returns metrics per sample, ``"exclude"`` leaves them out,
             ``"non_tensor"`` returns their means as non-tensor data.
