@@ -1,8 +1,14 @@
 """The command line with which a run goes on."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from hydra import compose, initialize
+from hydra.core.config_store import ConfigStore
 
+from torchrl_edp.configs import SCHEMAS
+from torchrl_edp.configs.cli import _with_folders
 from torchrl_edp.configs.resume import resume_overrides
 from torchrl_edp.training.checkpoint import CheckpointStore
 
@@ -34,6 +40,29 @@ def test_auto_is_the_newest_run_of_the_data_set_and_seed(tmp_path, monkeypatch):
     assert found.endswith("medium-expert-v0/seed0_2026-01-02_00-00-00'") and rest == ["resume=auto"]
     assert "seed5_2026-01-03" in resume_overrides("edp_iql", ["resume=auto", "seed=5"])[0]
     assert resume_overrides("edp_iql", ["resume=auto", "dataset=local/walker2d/medium-v0"]) == []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folder"),
+    [
+        ("local/hopper/medium-expert-v0", "local/hopper/medium-expert-v0"),
+        ("'local/hopper/medium-expert-v0'", "local/hopper/medium-expert-v0"),
+        ("/data/my_pen/", "data/my_pen"),
+        ("'/data/my pen'", "data/my pen"),
+        ("../my_pen", "my_pen"),
+        ("../../x/./y", "x/y"),
+    ],
+)
+def test_auto_finds_what_hydra_made(tmp_path, monkeypatch, dataset, folder):
+    """Whatever the data set's name is, its runs lie under runs/<experiment>."""
+    monkeypatch.chdir(tmp_path)
+    ConfigStore.instance().store(name="edp_iql", node=SCHEMAS["edp_iql"])
+    arguments = _with_folders("edp_iql", [f"dataset={dataset}"])
+    with initialize(version_base="1.3", config_path=None):
+        hydra = compose("edp_iql", arguments, return_hydra_config=True).hydra
+    assert Path(hydra.run.dir).parent == Path("runs/edp_iql", folder)
+    save(Path(hydra.run.dir))
+    assert resume_overrides("edp_iql", ["resume=auto", f"dataset={dataset}"])[0] == f"hydra.run.dir='{hydra.run.dir}'"
 
 
 def test_what_is_no_run_is_refused(tmp_path):

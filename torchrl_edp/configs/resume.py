@@ -9,6 +9,19 @@ from torchrl_edp.configs.experiments import FEED_FORWARD, SCHEMAS
 from torchrl_edp.training.checkpoint import CheckpointStore
 
 
+def data_folder(dataset: str) -> str:
+    """Where in ``runs/<name>`` the runs of a data set go: its name, less what would lead elsewhere.
+
+    Args:
+        dataset: an id or a path, as a command line has it.
+
+    Examples:
+        >>> data_folder("local/hopper/medium-v0"), data_folder("'/data/pen/'"), data_folder("../pen")
+        ('local/hopper/medium-v0', 'data/pen', 'pen')
+    """
+    return "/".join(part for part in dataset.strip("'\"").split("/") if part not in ("", ".", ".."))
+
+
 def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     """The overrides with which to go on with a run; none where ``resume`` names no folder to be found.
 
@@ -28,7 +41,7 @@ def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     if wanted == "auto":
         defaults = SCHEMAS[name]
         dataset, seed = (given.get(key, str(getattr(defaults, key))) for key in ("dataset", "seed"))
-        folders = sorted(Path("runs", name, dataset).glob(f"seed{seed}_*"), reverse=True)
+        folders = sorted(Path("runs", name, data_folder(dataset)).glob(f"seed{seed}_*"), reverse=True)
         started = (folder for folder in folders if CheckpointStore(folder / "checkpoints").steps())
         return next(([f"hydra.run.dir='{folder}'", *overrides] for folder in started), [])
     checkpoint, skipped = CheckpointStore(Path(wanted, "checkpoints")).newest()
