@@ -29,6 +29,16 @@ def test_no_folder_to_be_found(overrides):
     assert resume_overrides("edp_iql", overrides) == []
 
 
+@pytest.mark.parametrize("sweep", ["-m", "--multirun", "hydra.mode=MULTIRUN"])
+def test_sweeps_are_not_resumed(tmp_path, sweep):
+    """Their runs would go on in one folder, or start over."""
+    save(tmp_path)
+    for wanted in ("auto", tmp_path):
+        with pytest.raises(SystemExit, match=f"resume={wanted}: resume one run at a time"):
+            resume_overrides("edp_iql", [sweep, "seed=3,4", f"resume={wanted}"])
+    assert resume_overrides("edp_iql", [sweep, "seed=3,4", "resume=null"]) == []
+
+
 def test_auto_is_the_newest_run_of_the_data_set_and_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resume_overrides("edp_iql", ["resume=auto"]) == []

@@ -32,11 +32,15 @@ def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
             checkpoint (starts that failed leave folders, too).
 
     Raises:
-        SystemExit: if the named folder is no run of this experiment.
+        SystemExit: if the named folder is no run of this experiment, or if it is a sweep that would go on.
     """
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
     wanted = given.get("resume", "null").strip("'\"")
-    if wanted == "null" or "hydra.run.dir" in given:
+    if wanted == "null":
+        return []
+    if {"-m", "--multirun"} & set(overrides) or given.get("hydra.mode") == "MULTIRUN":
+        raise SystemExit(f"resume: expected one run, got a sweep (-m) with resume={wanted}: resume one run at a time.")
+    if "hydra.run.dir" in given:
         return []
     if wanted == "auto":
         defaults = SCHEMAS[name]
