@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from torchrl_edp.configs import SCHEMAS, EDPCRRConfig, EDPIQLConfig, EDPTD3Config, check_overrides, preset_values
-from torchrl_edp.configs.cli import _with_folders
+from torchrl_edp.configs.cli import _with_folders, _with_new_entries
 from torchrl_edp.configs.help import help_text
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -104,6 +104,15 @@ def test_folders_stand_with_the_overrides(arguments, before):
     folders = [text for text in found if text.startswith("hydra.")]
     assert [text.split("=")[0] for text in folders] == ["hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"]
     assert found == [*before, *folders, *arguments[len(before) :]]
+
+
+def test_new_entries_of_dictionaries_are_marked_for_hydra():
+    """What Hydra takes as it is, and what says itself how to enter a dictionary, stays."""
+    new = ["diffusion.solver_kwargs.order=2", "diffusion.solver_kwargs={}", "diffusion={solver_kwargs: {order: 2}}"]
+    rest = ["-m", "--info=all", "seed=1", "+diffusion.solver_kwargs.order=2", "~diffusion.solver_kwargs.spacing"]
+    rest += ["hydra.job.env_set={A: 1}", "hydra/launcher=joblib", "diffusion.solver=ddim"]
+    once = _with_new_entries(EDPIQLConfig, [*rest, *new])
+    assert once == [*rest, *(f"++{text}" for text in new)] == _with_new_entries(EDPIQLConfig, once)
 
 
 def settings_of(text):

@@ -12,6 +12,8 @@ from tensordict import TensorDict
 
 from torchrl_edp import EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
 from torchrl_edp.configs import EXPERIMENTS, SCHEMAS, apply_preset, domain_of, preset_values
+from torchrl_edp.configs.cli import _with_new_entries
+from torchrl_edp.configs.help import help_text
 from torchrl_edp.configs.presets import PRESETS
 from torchrl_edp.training import EDPTargetUpdate, build_networks, build_value
 
@@ -182,8 +184,9 @@ def test_unknown_presets_are_refused():
 def hydra_config(name, *overrides):
     """What a script gets from Hydra, with its preset applied."""
     ConfigStore.instance().store(name=name, node=EXPERIMENTS[name])
+    overrides = _with_new_entries(EXPERIMENTS[name], overrides)
     with initialize(version_base="1.3", config_path=None):
-        return apply_preset(compose(name, list(overrides)), name, overrides)
+        return apply_preset(compose(name, overrides), name, overrides)
 
 
 SOLVER = ("solver", "num_calls", "solver_kwargs")
@@ -194,9 +197,16 @@ SOLVER = ("solver", "num_calls", "solver_kwargs")
     [
         (["preset=paper"], ("dpm_solver", 15, {"order": 3, "spacing": "time"})),
         (["preset=paper", "+diffusion.solver_kwargs.order=2"], ("dpm_solver", 15, {"order": 2, "spacing": "time"})),
-        (
-            ["preset=paper", "diffusion.solver_kwargs={spacing: log_snr}"],
-            ("dpm_solver", 15, {"order": 3, "spacing": "log_snr"}),
+        (["preset=paper", "diffusion.solver_kwargs.order=2"], ("dpm_solver", 15, {"order": 2, "spacing": "time"})),
+        (["diffusion.solver_kwargs.end_time=0"], ("dpm_solver_pp", 5, {"spacing": "log_snr", "end_time": 0})),
+        # A dictionary takes the place of the preset's, or is added to it.
+        (["preset=paper", "diffusion.solver_kwargs={}"], ("dpm_solver", 15, {})),
+        (["diffusion.solver_kwargs={end_time: 0}"], ("dpm_solver_pp", 5, {"end_time": 0})),
+        (["diffusion={num_calls: 9, solver_kwargs: {end_time: 0}}"], ("dpm_solver_pp", 9, {"end_time": 0})),
+        (["preset=paper", "+diffusion.solver_kwargs={order: 2}"], ("dpm_solver", 15, {"order": 2, "spacing": "time"})),
+        (  # as when a run goes on with other options
+            ["+diffusion.solver_kwargs.end_time=0", "diffusion.solver_kwargs={spacing: time}"],
+            ("dpm_solver_pp", 5, {"spacing": "time"}),
         ),
         (["preset=paper", "~diffusion.solver_kwargs.spacing"], ("dpm_solver", 15, {"order": 3})),
         (["preset=paper", "diffusion={num_calls: 9}"], ("dpm_solver", 9, {"order": 3, "spacing": "time"})),
@@ -210,6 +220,8 @@ SOLVER = ("solver", "num_calls", "solver_kwargs")
 def test_the_command_line_wins_over_the_presets_solver(overrides, expected):
     diffusion = hydra_config("edp_iql", *overrides).diffusion
     assert tuple(diffusion[key] for key in SOLVER) == expected
+    shown = OmegaConf.create(help_text("edp_iql", overrides).partition("behind #")[2].partition("\n")[2]).diffusion
+    assert tuple(shown[key] for key in SOLVER) == expected
 
 
 def test_the_command_line_wins_and_the_rest_stays():

@@ -54,7 +54,8 @@ def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
         print(help_text(name, sys.argv[1:]))
         return
     ConfigStore.instance().store(name=name, node=SCHEMAS[name])
-    sys.argv[1:] = resume_overrides(name, sys.argv[1:]) or _with_folders(name, sys.argv[1:])
+    arguments = resume_overrides(name, sys.argv[1:]) or _with_folders(name, sys.argv[1:])
+    sys.argv[1:] = _with_new_entries(SCHEMAS[name], arguments)
 
     @functools.wraps(job)
     def run(config: DictConfig) -> None:
@@ -72,6 +73,17 @@ def _with_folders(name: str, arguments: Sequence[str]) -> list[str]:
     folders = [f"hydra.run.dir='runs/{name}/{_RUN}'", f"hydra.sweep.dir=runs/{name}"]
     folders.append(f"hydra.sweep.subdir='{_RUN}_${{hydra:job.num}}'")
     return [*arguments[:first], *folders, *arguments[first:]]
+
+
+def _with_new_entries(schema: type, arguments: Sequence[str]) -> list[str]:
+    """The command line with ``++`` before dictionaries and their entries: Hydra refuses entries that are not there."""
+    config = OmegaConf.structured(schema)
+
+    def may_add(text: str) -> bool:
+        key, _, value = text.partition("=")
+        return key.split(".")[0] in config and (value.startswith("{") or _in_dictionary(config, key))
+
+    return [f"++{text}" if may_add(text) else text for text in arguments]
 
 
 def start(config: DictConfig) -> tuple[RunSettings, RunFolder]:
@@ -156,16 +168,18 @@ def _keys(config: Any, prefix: str = "") -> list[str]:
 
 
 def _exists(config: Any, key: str) -> bool:
-    node = config
-    for part in key.split("."):
-        if not OmegaConf.is_dict(node):
-            return False
-        if not is_dataclass(OmegaConf.get_type(node)):
-            return True  # a free-form dictionary
-        if part not in node:
-            return False
-        node = OmegaConf.select(node, part)
-    return True
+    if _in_dictionary(config, key):
+        return True
+    group, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, group) if group else config
+    return OmegaConf.is_dict(node) and name in node
+
+
+def _in_dictionary(config: Any, key: str) -> bool:
+    """Whether a key is, or lies in, a dictionary whose keys are free."""
+    parts = key.split(".")
+    nodes = (OmegaConf.select(config, ".".join(parts[: count + 1])) for count in range(len(parts)))
+    return any(OmegaConf.is_dict(node) and not is_dataclass(OmegaConf.get_type(node)) for node in nodes)
 
 
 def _unknown(key: str, keys: list[str]) -> str:

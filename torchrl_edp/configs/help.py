@@ -30,7 +30,8 @@ def help_text(name: str, overrides: Sequence[str] = ()) -> str:
         True
     """
     config = OmegaConf.structured(SCHEMAS[name])
-    given = [text for text in overrides if "=" in text and not text.startswith(("-", "hydra.", "hydra/"))]
+    settings = (text for text in overrides if not text.startswith(("-", "hydra.", "hydra/")))
+    given = [text for text in settings if "=" in text or text.startswith("~")]
     try:
         parsed = [each for each in OverridesParser.create().parse_overrides(given) if not each.is_sweep_override()]
     except HydraException as error:

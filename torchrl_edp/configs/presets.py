@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -219,36 +220,56 @@ def preset_values(preset: str, experiment: str, dataset: str) -> dict[str, Any]:
 
 
 def apply_preset(config: DictConfig, experiment: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """A copy of ``config`` with the values of its preset, and over them those of ``overrides``, as Hydra reads them.
+    """A copy of ``config`` with the values of its preset, and over them those of ``overrides``, in their order.
 
-    A preset's ``diffusion.solver_kwargs`` and ``num_calls`` belong to its solver: with another one they are dropped,
-    and so are those of the defaults.
+    A dictionary given by ``key={...}`` takes the place of the preset's; ``+key={...}`` adds its entries. A preset's
+    ``diffusion.solver_kwargs`` and ``num_calls`` belong to its solver: with another one they are dropped, and so are
+    those of the defaults.
+
+    Args:
+        config: with its ``preset`` and ``dataset``.
+        experiment: a key of ``SCHEMAS``.
+        overrides: as Hydra reads them, none of them a sweep.
 
     Examples:
         >>> from torchrl_edp.configs import EDPIQLConfig
         >>> config = OmegaConf.structured(EDPIQLConfig(preset="paper"))
-        >>> config = apply_preset(config, "edp_iql", ["diffusion.solver_kwargs.order=2"])
-        >>> config.diffusion.solver_kwargs, config.diffusion.num_steps
+        >>> changed = apply_preset(config, "edp_iql", ["diffusion.solver_kwargs.order=2"])
+        >>> changed.diffusion.solver_kwargs, changed.diffusion.num_steps
         ({'order': 2, 'spacing': 'time'}, 1000)
+        >>> apply_preset(config, "edp_iql", ["diffusion.solver_kwargs={order: 2}"]).diffusion.solver_kwargs
+        {'order': 2}
     """
     values = preset_values(config.preset, experiment, config.dataset)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    chosen = {override.key_or_group: override for override in parsed}
-    solver = values.get("diffusion.solver", ExperimentSettings().diffusion.solver)
-    if "diffusion.solver" in chosen and config.diffusion.solver != solver:
-        calls = None if config.diffusion.solver == "ddpm" else 15
-        values |= {"diffusion.solver_kwargs": {}, "diffusion.num_calls": calls}
+    own = values.get("diffusion.solver", ExperimentSettings().diffusion.solver)
+    solver = {override.key_or_group: override.value() for override in parsed}.get("diffusion.solver", own)
+    if solver != own:
+        values |= {"diffusion.solver_kwargs": {}, "diffusion.num_calls": None if solver == "ddpm" else 15}
     config = config.copy()
     for key, value in values.items():
         OmegaConf.update(config, key, value, merge=False)
-    for key, override in chosen.items():
+    for override in parsed:
+        key = override.key_or_group
         if override.is_delete():
             parent, _, name = key.rpartition(".")
             with open_dict(config):
                 OmegaConf.select(config, parent).pop(name, None)
-        else:
+        elif override.is_add():
             OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+        else:
+            _assign(config, key, override.value())
     return config
+
+
+def _assign(config: DictConfig, key: str, value: Any) -> None:
+    """Set a value, or those that are given of a group's; where keys are free, a dictionary is one value."""
+    node = OmegaConf.select(config, key)
+    if isinstance(value, dict) and OmegaConf.is_dict(node) and is_dataclass(OmegaConf.get_type(node)):
+        for name, item in value.items():
+            _assign(config, f"{key}.{name}", item)
+    else:
+        OmegaConf.update(config, key, value, merge=False, force_add=True)
 
 
 def _default_values(experiment: str, domain: str) -> dict[str, Any]:
