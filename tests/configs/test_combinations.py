@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import asdict
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from omegaconf import OmegaConf
 
 from torchrl_edp.configs import EXPERIMENTS, apply_preset, check_settings
 from torchrl_edp.configs import cli as command_line
+from torchrl_edp.configs.checks import BACKENDS
 from torchrl_edp.configs.presets import DOMAINS, PRESETS
 
 IQL, TD3, CRR = EXPERIMENTS
@@ -128,6 +132,18 @@ def test_impossible_settings_are_refused(name, overrides, message):
     cfg = settings(name, ["network.hidden_sizes=[8]", *overrides.split()])
     with pytest.raises(SystemExit, match=f"^Impossible (.* )?settings: .*{message}"):
         check_settings(cfg)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("", "csv")])
+def test_a_logger_needs_its_package(monkeypatch, backend):
+    cfg = settings(IQL, [f"logger.backend={backend}"])
+    monkeypatch.setitem(sys.modules, backend, None)
+    with pytest.raises(SystemExit, match=f"^Impossible settings: .*not installed: `pip install {backend}`, or take"):
+        check_settings(cfg)
+    package = ModuleType(backend)
+    package.__spec__ = ModuleSpec(backend, None)
+    monkeypatch.setitem(sys.modules, backend, package)
+    check_settings(cfg)
 
 
 @pytest.mark.parametrize(

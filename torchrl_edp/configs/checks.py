@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import reduce
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def check_settings(cfg: RunSettings) -> None:
             value = reduce(_entry, key.split("."), cfg)
             if value is not None:
                 check_interval(key, value, interval)
-        check_choice("logger.backend", cfg.logger.backend, BACKENDS)
+        _check_backend(cfg.logger.backend)
         _check_device(cfg.optim.device)
         if isinstance(cfg, ExperimentSettings):
             _check_candidates(cfg)
@@ -116,6 +117,13 @@ def _build_diffusion(cfg: ExperimentSettings) -> None:
         loss_class(actor, qvalue, *values, **arguments).make_value_estimator(gamma=gamma)
     with _refused("policy"):
         build_selector(actor, qvalue, cfg.policy.selection)
+
+
+def _check_backend(name: str) -> None:
+    check_choice("logger.backend", name, BACKENDS)
+    if name not in ("", "csv") and find_spec(name) is None:
+        remedy = f"`pip install {name}`, or take logger.backend=csv"
+        raise ValueError(f"logger.backend={name} expects the package {name}, which is not installed: {remedy}.")
 
 
 def _check_device(name: str | None) -> None:
