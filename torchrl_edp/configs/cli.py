@@ -142,9 +142,10 @@ def check_overrides(schema: type, overrides: Sequence[str] | None = None) -> Non
             try:
                 OmegaConf.update(OmegaConf.structured(schema), key, value)
             except OmegaConfBaseException as error:
-                now = OmegaConf.select(config, key)
                 reason = str(error).splitlines()[0]
-                raise SystemExit(f"Wrong value for {key!r}: {value!r} ({reason}). The default is {now!r}.") from None
+                whole = isinstance(value, float) and value.is_integer() and "Integer" in reason
+                remedy = f"Write {key}={int(value)}" if whole else f"The default is {OmegaConf.select(config, key)!r}"
+                raise SystemExit(f"Wrong value for {key!r}: {value!r} ({reason}). {remedy}.") from None
 
 
 def _values(override: str) -> list[Any]:
