@@ -130,8 +130,8 @@ def _check_device(name: str | None) -> None:
     if name is None:
         return
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).item()  # "meta" has tensors without values
+    except (RuntimeError, AssertionError, ImportError) as error:
         found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         raise ValueError(f"optim.device must be one of {', '.join(found)}, got {name!r}.") from error
 
