@@ -10,6 +10,7 @@ from experiment_helpers import LOSSES, make_data, make_loss, make_settings
 from safetensors.torch import load_file
 from tensordict import TensorDict
 
+from torchrl_edp.data import DatasetError
 from torchrl_edp.training import (
     EDPTargetUpdate,
     RunFolder,
@@ -20,11 +21,12 @@ from torchrl_edp.training import (
     prepare_data,
     run_experiment,
 )
-from torchrl_edp.training.settings import CompileSettings, DiffusionSettings, PolicySettings
+from torchrl_edp.training.settings import CompileSettings, DiffusionSettings, EnvSettings, PolicySettings
 
 
-def run(tmp_path, name, **options):
-    cfg, dataset = make_settings(name, **options), make_data()
+def run(tmp_path, name, *, about=None, eval_iter=2, **options):
+    cfg, dataset = make_settings(name, **options), make_data(**about or {})
+    cfg.logger.eval_iter = eval_iter
     loss = make_loss(cfg, name, dataset)
     return loss, run_experiment(cfg, dataset, loss, RunFolder(tmp_path, backend=""))
 
@@ -48,6 +50,20 @@ def test_a_run_leaves_its_folder(tmp_path, name, capsys):
     assert str(tmp_path) in capsys.readouterr().out
     info = json.loads((tmp_path / "policy.json").read_text())["info"]
     assert info == {"dataset": "tiny", "env": "Pendulum-v1", "update": 4}
+
+
+def test_data_without_an_environment_train_where_nothing_is_evaluated(tmp_path):
+    nowhere = {"env_id": None, "max_episode_steps": None}
+    with pytest.raises(DatasetError, match=r"data that name none. Give env.name=.*env_id=.*logger.eval_iter=0"):
+        run(tmp_path / "refused", "edp_td3", about=nowhere)
+    _, summary = run(tmp_path / "run", "edp_td3", about=nowhere, eval_iter=0)
+    assert summary["rat"] is summary["oms"] is summary["last"] is None
+    assert not (tmp_path / "run" / "policy_best.json").exists()
+    assert load_policy(tmp_path / "run").action_scaler.half_range.item() == 2
+    assert json.loads((tmp_path / "run" / "policy.json").read_text())["info"]["env"] is None
+    env = EnvSettings("Pendulum-v1", max_episode_steps=3)
+    run(tmp_path / "named", "edp_td3", about=nowhere, env=env)
+    assert json.loads((tmp_path / "named" / "policy.json").read_text())["info"]["env"] == "Pendulum-v1"
 
 
 @pytest.mark.parametrize("actor", [True, False])

@@ -65,7 +65,7 @@ class ActingPolicy:
         self, cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, data: PreparedData, *, compile: bool
     ) -> None:
         self._cfg = cfg
-        self._about = {"dataset": cfg.dataset, "env": str(dataset.env_id)}
+        self._about = {"dataset": cfg.dataset, "env": cfg.env.name or dataset.env_id}
         self._losses = loss.losses if isinstance(loss, MultiSeedLoss) else ()
         self.loss = copy.deepcopy(self._losses[0]) if self._losses else loss
         self._acting = acting = _acting(cfg, self.loss, dataset)

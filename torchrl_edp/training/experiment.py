@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.objectives import LossModule
 
 from torchrl_edp.data import OfflineDataset, load_dataset
+from torchrl_edp.data.checks import problem
 from torchrl_edp.evaluation import PolicyEvaluator
 from torchrl_edp.modules import EDPActor
 from torchrl_edp.objectives import MultiSeedLoss
@@ -56,6 +58,7 @@ def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, 
 
     Raises:
         ValueError: if ``loss`` is of other seeds than ``cfg``.
+        DatasetError: if the data name no environment and evaluations are wanted.
         CheckpointError: if the folder holds another run; see :meth:`RunCheckpoints.restore`.
         SystemExit: after SIGINT or SIGTERM, with a message that says how to go on.
     """
@@ -153,9 +156,16 @@ def _summarize(cfg: RunSettings, loss: str, folder: RunFolder, record: TrainingR
     return summary
 
 
-def _evaluator(cfg: RunSettings, dataset: OfflineDataset) -> PolicyEvaluator:
+def _evaluator(cfg: RunSettings, dataset: OfflineDataset) -> AbstractContextManager[Any]:
+    """The evaluator of the run; nothing where nothing is to be evaluated."""
+    if not cfg.logger.eval_iter:
+        return nullcontext()
+    env = cfg.env.name or dataset.env_id
+    if env is None:
+        remedy = "Give env.name=..., from_arrays(env_id=...), or logger.eval_iter=0 to train without scores."
+        raise problem("environment", "one for evaluation", "data that name none", remedy)
     return PolicyEvaluator(
-        cfg.env.name or dataset.env_id,
+        env,
         num_episodes=cfg.logger.eval_envs,
         max_steps=cfg.env.max_episode_steps or dataset.max_episode_steps,
         reference=dataset.reference and dataset.reference[:2],
