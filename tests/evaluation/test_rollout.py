@@ -160,15 +160,23 @@ def test_dict_observations_are_concatenated_in_the_order_given():
     evaluate(policy_of(spy), "edp/Countdown-v0", observation_keys=["noise", "left"], **options)
     assert torch.equal(seen[0][:, 0], seen[0][:, 1] + 100)
     for keys in (None, [], ["left", "right"], ["id"]):
-        with pytest.raises(ValueError, match=r"observation_keys: expected Box entries among .*'left'"):
+        with pytest.raises(ValueError, match=r"observation_keys: expected Box entries among .*'left'.*from_arrays"):
             evaluate(ones, "edp/Countdown-v0", observation_keys=keys, **options)
+
+
+def test_sizes_are_those_of_the_concatenated_entries():
+    sizes = {}
+    for keys in (["left"], ["noise", "left"]):
+        with PolicyEvaluator("edp/Countdown-v0", observation_keys=keys, env_kwargs={"as_dict": True}) as evaluator:
+            sizes[len(keys)] = evaluator.observation_size, evaluator.action_shape
+    assert sizes == {1: (1, (2,)), 2: (2, (2,))}
 
 
 def test_step_limit_replaces_the_environments_own():
     options = {"seed": 0, "num_episodes": 3, "env_kwargs": {"endless": True}}
     assert evaluate(ones, "edp/Countdown-v0", max_steps=4, **options).lengths.tolist() == [4, 4, 4]
     assert evaluate(ones, "edp/Countdown-v0", **options).lengths.tolist() == [1000] * 3
-    with pytest.raises(ValueError, match="NoLimit-v0 has no step limit of its own: pass max_steps"):
+    with pytest.raises(ValueError, match="NoLimit-v0 has no step limit of its own: pass max_steps .*env.max_"):
         evaluate(ones, "edp/NoLimit-v0", **options)
 
 
@@ -192,8 +200,9 @@ def test_actions_are_clipped_and_checked():
     [
         ({"num_episodes": 0}, "num_episodes must be at least 1, got 0"),
         ({"reference": (2.0, 2.0)}, "reference: expected two different returns"),
-        ({"env_id": "edp/Discrete-v0"}, "action space of edp/Discrete-v0: expected a Box"),
-        ({"env_id": "edp/Nothing-v0"}, "environment: expected one that .* got 'edp/Nothing-v0' .* correct the id"),
+        ({"env_id": "edp/Discrete-v0"}, "action space of edp/Discrete-v0: expected a Box, .* env.name"),
+        ({"env_id": "edp/Nothing-v0"}, "got 'edp/Nothing-v0' .* env.name=module:Name-v0.* correct the id"),
+        ({"env_kwargs": {"maze_map": 1}}, "got 'edp/Countdown-v0' .*unexpected keyword .*maze_map"),
         ({"env_id": "no_such_module:Maze-v0"}, "got 'no_such_module:Maze-v0' .* pip install gymnasium-robotics"),
         ({"observation_keys": ["left"]}, "observation_keys: expected None"),
     ],

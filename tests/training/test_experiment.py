@@ -66,6 +66,21 @@ def test_data_without_an_environment_train_where_nothing_is_evaluated(tmp_path):
     assert json.loads((tmp_path / "named" / "policy.json").read_text())["info"]["env"] == "Pendulum-v1"
 
 
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("Hopper-v5", r"environment Hopper-v5: .*data's 3 observation .* \(1,\), got 11 .* \(3,\). .*env.name="),
+        ("MountainCarContinuous-v0", "data's 3 observation entries .*, got 2 observation entries"),
+        ("CartPole-v1", "action space of CartPole-v1: expected a Box"),
+        ("Nope-v1", "got 'Nope-v1' .*env.name=module:Name-v0"),
+    ],
+)
+def test_an_environment_that_does_not_fit_the_data_is_refused_at_once(tmp_path, env, message):
+    with pytest.raises(DatasetError, match=message):
+        run(tmp_path, "edp_td3", env=EnvSettings(env))
+    assert not (tmp_path / "metrics.csv").exists()
+
+
 @pytest.mark.parametrize("actor", [True, False])
 @pytest.mark.parametrize("critics", [True, False])
 def test_averaged_or_trained_parameters_act(tmp_path, actor, critics):

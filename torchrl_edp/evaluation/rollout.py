@@ -68,6 +68,8 @@ class EvaluationResult:
 class PolicyEvaluator:
     """E copies of an environment, kept for many evaluations of a policy.
 
+    `observation_size` (concatenated) and `action_shape` are those of the environment.
+
     Every copy runs exactly one episode per call, so that short episodes count no more than long ones.
     The policy always sees the full batch [E, O] (a compiled policy is compiled once); what it says for
     finished episodes is ignored. The copies are stepped by a plain loop in this process: for 10 MuJoCo
@@ -117,18 +119,26 @@ class PolicyEvaluator:
         options = {"max_episode_steps": max_steps, "disable_env_checker": True, **(env_kwargs or {})}
         try:
             self.envs = [gymnasium.make(env_id, **options) for _ in range(num_episodes)]
-        except (gymnasium.error.Error, ImportError) as error:
+        except (gymnasium.error.Error, ImportError, TypeError) as error:  # TypeError: of its arguments
             raise ValueError(
                 f"environment: expected one that Gymnasium can make here, got {env_id!r} ({error}). Install the "
-                "package that has it (mazes, Adroit, FrankaKitchen: pip install gymnasium-robotics), or correct the id."
+                "package that has it (mazes, Adroit, FrankaKitchen: pip install gymnasium-robotics), name the module "
+                "that registers it (a run's env.name=module:Name-v0), or correct the id."
             ) from error
         env = self.envs[0]
         if env.spec is None or env.spec.max_episode_steps is None:
-            raise ValueError(f"{env_id} has no step limit of its own: pass max_steps")
+            raise ValueError(
+                f"{env_id} has no step limit of its own: pass max_steps (to a run: env.max_episode_steps=...)."
+            )
         if not isinstance(env.action_space, gymnasium.spaces.Box):
-            raise ValueError(f"action space of {env_id}: expected a Box, got {env.action_space}")
+            raise ValueError(
+                f"action space of {env_id}: expected a Box, got {env.action_space}. Policies here give continuous "
+                "actions: name another environment (of a run: env.name)."
+            )
         self._low, self._high = env.action_space.low, env.action_space.high
         self._flatten = _flattener(env.observation_space, observation_keys)
+        self.action_shape = env.action_space.shape
+        self.observation_size = self._flatten(env.observation_space.sample()).size
 
     def __call__(
         self,
@@ -244,13 +254,16 @@ def _flattener(space: Any, keys: Sequence[str] | None) -> Callable[[Any], np.nda
 
     if isinstance(space, Box):
         if keys is not None:
-            raise ValueError(f"observation_keys: expected None, since observations are no dict, got {keys}")
+            raise ValueError(f"observation_keys: expected None, since observations are no dict, got {keys}.")
         return np.ravel
     if not isinstance(space, Dict):
-        raise ValueError(f"observation space: expected a Box or a Dict of them, got {space}")
+        raise ValueError(f"observation space: expected a Box or a Dict of them, got {space}.")
     names = () if keys is None else tuple(keys)
     if not names or any(not isinstance(space.spaces.get(name), Box) for name in names):
-        raise ValueError(f"observation_keys: expected Box entries among {list(space.spaces)}, got {keys}")
+        raise ValueError(
+            f"observation_keys: expected Box entries among {list(space.spaces)}, got {keys}. Name those that the "
+            "policy reads, in its data's order (own data: from_arrays(observation_keys=...))."
+        )
     return lambda observation: np.concatenate([np.ravel(observation[name]) for name in names])
 
 

@@ -11,7 +11,7 @@ import torch
 from tensordict.nn import TensorDictModule
 from torchrl.objectives import LossModule
 
-from torchrl_edp.data import OfflineDataset, load_dataset
+from torchrl_edp.data import DatasetError, OfflineDataset, load_dataset
 from torchrl_edp.data.checks import problem
 from torchrl_edp.evaluation import PolicyEvaluator
 from torchrl_edp.modules import EDPActor
@@ -58,7 +58,7 @@ def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, 
 
     Raises:
         ValueError: if ``loss`` is of other seeds than ``cfg``.
-        DatasetError: if the data name no environment and evaluations are wanted.
+        DatasetError: if evaluations are wanted, and the data name no environment or it cannot be used or does not fit.
         CheckpointError: if the folder holds another run; see :meth:`RunCheckpoints.restore`.
         SystemExit: after SIGINT or SIGTERM, with a message that says how to go on.
     """
@@ -164,11 +164,22 @@ def _evaluator(cfg: RunSettings, dataset: OfflineDataset) -> AbstractContextMana
     if env is None:
         remedy = "Give env.name=..., from_arrays(env_id=...), or logger.eval_iter=0 to train without scores."
         raise problem("environment", "one for evaluation", "data that name none", remedy)
-    return PolicyEvaluator(
-        env,
-        num_episodes=cfg.logger.eval_envs,
-        max_steps=cfg.env.max_episode_steps or dataset.max_episode_steps,
-        reference=dataset.reference and dataset.reference[:2],
-        observation_keys=dataset.observation_keys,
-        env_kwargs=dataset.env_kwargs,
-    )
+    try:
+        evaluator = PolicyEvaluator(
+            env,
+            num_episodes=cfg.logger.eval_envs,
+            max_steps=cfg.env.max_episode_steps or dataset.max_episode_steps,
+            reference=dataset.reference and dataset.reference[:2],
+            observation_keys=dataset.observation_keys,
+            env_kwargs=dataset.env_kwargs,
+        )
+    except ValueError as error:  # to be told without a traceback
+        raise DatasetError(str(error)) from error
+    wanted = dataset.observation_size, (dataset.action_size,)
+    found = evaluator.observation_size, evaluator.action_shape
+    if found != wanted:
+        evaluator.close()
+        expected, got = (f"{size} observation entries and actions of shape {shape}" for size, shape in (wanted, found))
+        remedy = "Name the environment of the data: env.name=..., or from_arrays(env_id=...)."
+        raise problem(f"environment {env}", f"the data's {expected}", got, remedy)
+    return evaluator
