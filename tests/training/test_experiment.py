@@ -9,6 +9,7 @@ import torch
 from experiment_helpers import LOSSES, make_data, make_loss, make_settings
 from safetensors.torch import load_file
 from tensordict import TensorDict
+from torchrl.envs import GymEnv
 
 from torchrl_edp.data import DatasetError
 from torchrl_edp.training import (
@@ -79,6 +80,21 @@ def test_an_environment_that_does_not_fit_the_data_is_refused_at_once(tmp_path, 
     with pytest.raises(DatasetError, match=message):
         run(tmp_path, "edp_td3", env=EnvSettings(env))
     assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_a_policy_of_dict_observations_acts_in_its_environment(tmp_path):
+    """That of its folder concatenates what TorchRL's environment gives as the data and the evaluation do."""
+    pytest.importorskip("gymnasium_robotics")
+    keys = ("observation", "achieved_goal", "desired_goal")
+    about = {"sizes": (8, 2), "env_id": "gymnasium_robotics:PointMaze_Medium-v3", "observation_keys": keys}
+    run(tmp_path, "edp_td3", about=about)
+    policy, env = load_policy(tmp_path), GymEnv("PointMaze_Medium-v3")
+    steps = env.rollout(3, policy)
+    observations = torch.cat([steps[key] for key in keys], -1)
+    torch.manual_seed(0)
+    expected = policy(TensorDict({"observation": observations}, [3]))["action"]
+    torch.manual_seed(0)
+    torch.testing.assert_close(policy(steps)["action"], expected)
 
 
 @pytest.mark.parametrize("actor", [True, False])

@@ -96,6 +96,7 @@ def test_damage_is_refused(policy, tmp_path):
         {"network": {"widths": [8]}},
         {"diffusion": None},
         {"observation_size": "3"},
+        {"observation_keys": 3},
     ):
         card.write_text(json.dumps(about | wrong))
         with pytest.raises(ValueError, match="(?s)does not make the policy of its card.*Get both files"):
@@ -108,10 +109,10 @@ def test_damage_is_refused(policy, tmp_path):
         load_policy(path)
 
 
-def test_policies_saved_without_a_hash_load(policy, tmp_path):
+def test_policies_saved_without_a_hash_or_keys_load(policy, tmp_path):
     save(tmp_path / "policy", policy)
     card = json.loads((tmp_path / "policy.json").read_text())
-    del card["weights_sha256"]
+    del card["weights_sha256"], card["observation_keys"]
     (tmp_path / "policy.json").write_text(json.dumps(card))
     load_policy(tmp_path / "policy")
 
@@ -148,6 +149,33 @@ def test_it_acts_on_what_the_environment_gives(policy, tmp_path):
     assert action.dtype == torch.float32 and torch.equal(action, act(policy, observation))
     frozen = FrozenPolicy(loaded, compile=False)
     torch.testing.assert_close(act(frozen, observation.double()), action)
+
+
+def test_the_entries_of_a_dict_observation_are_concatenated(policy, tmp_path):
+    policy = EnvironmentPolicy(policy.policy, policy.observation_normalizer, policy.action_scaler, ("speed", "goal"))
+    save(tmp_path / "policy", policy)
+    loaded, observation = load_policy(tmp_path), torch.randn(5, OBSERVATIONS)
+    entries = {"speed": observation[:, :1].double(), "goal": observation[:, 1:, None].double()}
+    expected = act(policy, observation)
+    for others in ({}, {"observation": torch.ones(5, 7)}):
+        for acting in (loaded, FrozenPolicy(loaded, compile=False)):
+            torch.manual_seed(2)
+            action = acting(TensorDict({**others, **entries}, [5]))["action"]
+            torch.testing.assert_close(action, expected)
+    torch.manual_seed(2)  # what is concatenated already goes first
+    action = loaded(TensorDict({"observation": observation, "speed": torch.ones(5, 1), "goal": torch.ones(5, 2)}, [5]))
+    torch.testing.assert_close(action["action"], expected)
+
+
+def test_observations_of_another_size_are_refused(policy):
+    with pytest.raises(ValueError, match=r"expected 3 entries per row, as in the data, got 2.*CatTensors\(.*sort="):
+        act(policy, torch.randn(5, 2))
+    policy.observation_keys = ("speed", "goal")
+    message = r"those of \['speed', 'goal'\], got {}.*CatTensors\(\['speed', 'goal'\], out_key"
+    for entries, found in (({"speed": 1}, "none"), ({"speed": 1, "goal": 3}, 4), ({"observation": 4, "goal": 2}, 4)):
+        data = TensorDict({key: torch.zeros(5, size) for key, size in entries.items()}, [5])
+        with pytest.raises(ValueError, match=message.format(found)):
+            policy(data)
 
 
 @pytest.mark.slow

@@ -69,7 +69,9 @@ class ActingPolicy:
         self._losses = loss.losses if isinstance(loss, MultiSeedLoss) else ()
         self.loss = copy.deepcopy(self._losses[0]) if self._losses else loss
         self._acting = acting = _acting(cfg, self.loss, dataset)
-        self._policy = EnvironmentPolicy(acting.policy, data.observation_normalizer, data.action_scaler)
+        self._policy = EnvironmentPolicy(
+            acting.policy, data.observation_normalizer, data.action_scaler, dataset.observation_keys
+        )
         self._policy.to(data.buffer[:1].device)
         self._evaluated = torch.compile(self._policy) if compile and acting.compile else self._policy
         params, exploration_type = acting.actor_params, acting.exploration_type

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModuleBase
@@ -38,6 +39,11 @@ class EnvironmentPolicy(TensorDictModuleBase):
         policy: reads ``observation``, writes ``action`` in [-1, 1]: an actor or a selector.
         observation_normalizer: raw observation to the policy's.
         action_scaler: the environment's bounds; its ``inverse`` maps [-1, 1] to them.
+        observation_keys: of an environment with dict observations, the entries that ``observation`` consists of. Where
+            they come one by one, as from TorchRL's ``GymEnv``, they are flattened and concatenated in this order.
+
+    Raises:
+        ValueError: on acting, if there is no observation of the right size.
 
     Examples:
         >>> import torch
@@ -48,7 +54,6 @@ class EnvironmentPolicy(TensorDictModuleBase):
         torch.Size([4, 3])
     """
 
-    in_keys = ["observation"]
     out_keys = ["action"]
 
     def __init__(
@@ -56,19 +61,41 @@ class EnvironmentPolicy(TensorDictModuleBase):
         policy: TensorDictModuleBase,
         observation_normalizer: ObservationNormalizer,
         action_scaler: ActionScaler,
+        observation_keys: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        self.in_keys = list(dict.fromkeys(["observation", *(observation_keys or ())]))
         self.policy = policy
         self.observation_normalizer = observation_normalizer
         self.action_scaler = action_scaler
+        self.observation_keys = tuple(observation_keys or ())
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the action into ``tensordict`` and return it."""
         # In the networks' precision: MuJoCo's environments give float64.
-        observation = tensordict.get("observation").to(self.observation_normalizer.loc.dtype)
+        observation = self._observation(tensordict).to(self.observation_normalizer.loc.dtype)
         observation = self.observation_normalizer(observation)
         inner = self.policy(TensorDict({"observation": observation}, tensordict.batch_size))
         return tensordict.set("action", self.action_scaler.inverse(inner.get("action")))
+
+    def _observation(self, tensordict: TensorDictBase) -> Tensor:
+        """The observation [*B, O], concatenated or still to be so."""
+        size, keys = self.observation_normalizer.loc.shape[-1], list(self.observation_keys)
+        observation = tensordict.get("observation", None)
+        if observation is not None and observation.shape[-1:] == (size,):
+            return observation
+        parts = [part for key in keys if (part := tensordict.get(key, None)) is not None]
+        if keys and len(parts) == len(keys):
+            observation = torch.cat([part.reshape(*tensordict.batch_size, -1) for part in parts], -1)
+            if observation.shape[-1] == size:
+                return observation
+        found = "none" if observation is None else observation.shape[-1]
+        entries = keys or "[...]"
+        raise ValueError(
+            f"observation: expected {size} entries per row, {f'those of {keys}' if keys else 'as in the data'}, got "
+            f"{found}. Take the environment of the data; join the entries of dict observations in the data's order, by "
+            f'CatTensors({entries}, out_key="observation", sort=False).'
+        )
 
 
 def save_policy(
@@ -150,6 +177,7 @@ def _write(
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "observation_size": policy.observation_normalizer.loc.shape[-1],
         "action_size": policy.action_scaler.center.shape[-1],
+        "observation_keys": list(policy.observation_keys),
         **built,
         "info": info or {},
     }
@@ -199,8 +227,9 @@ def _build(card: dict[str, Any], tensors: dict[str, Tensor]) -> EnvironmentPolic
     observation_normalizer = ObservationNormalizer(normalizer["loc"], normalizer["scale"])
     action_scaler = ActionScaler(scaler["center"] - scaler["half_range"], scaler["center"] + scaler["half_range"])
     build = _build_feed_forward if "feed_forward" in card else _build_selector
-    policy = build(card, group)
-    return EnvironmentPolicy(policy, observation_normalizer, action_scaler).requires_grad_(False).eval()
+    keys = card.get("observation_keys")  # the first policies were saved without
+    policy = EnvironmentPolicy(build(card, group), observation_normalizer, action_scaler, keys)
+    return policy.requires_grad_(False).eval()
 
 
 def _build_feed_forward(card: dict[str, Any], group: Callable[[str], dict[str, Tensor]]) -> TensorDictModuleBase:
