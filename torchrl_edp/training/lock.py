@@ -72,6 +72,11 @@ class RunLock:
         if descriptor is None or not isinstance(error, BlockingIOError):
             return f"Run folder {folder} cannot be locked: {error}. Mend that, or choose another folder."
         owner = os.pread(descriptor, 20, 0).decode(errors="replace") or "of unknown number"
+        if owner == str(os.getpid()):
+            return (
+                f"Run folder {folder} is in use by process {owner}, this one: an earlier RunFolder of it has the lock. "
+                "Call its close(), or choose another folder."
+            )
         return f"Run folder {folder} is in use by process {owner}. Wait for it, stop it, or choose another folder."
 
     def _close(self) -> None:
