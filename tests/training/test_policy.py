@@ -15,6 +15,7 @@ from torchrl_edp.modules import FrozenPolicy
 from torchrl_edp.training import (
     EDPTargetUpdate,
     EnvironmentPolicy,
+    RunFolder,
     SelectionSettings,
     TrunkSettings,
     build_actor,
@@ -107,6 +108,26 @@ def test_damage_is_refused(policy, tmp_path):
     card.unlink()
     with pytest.raises(FileNotFoundError, match="policy.json"):
         load_policy(path)
+
+
+def test_a_missing_policy_is_explained(policy, tmp_path):
+    """A mistaken path, a run that failed, several seeds, a run that goes on, a run without evaluations."""
+
+    def refuse(path, message):
+        with pytest.raises(FileNotFoundError, match=message):
+            load_policy(path)
+
+    refuse(tmp_path / "no" / "policy", "There is no folder .*no: give that of a run")
+    refuse(tmp_path / "no", "no.safetensors: expected .* Give the folder of a run")
+    (tmp_path / "config.yaml").touch()
+    refuse(tmp_path, f"failed or has saved no policy yet.* resume={tmp_path}")
+    for seed in ("seed0", "seed1"):
+        RunFolder(tmp_path / seed, backend="").close()
+    refuse(tmp_path, f"Several seeds .*: load one of .'{tmp_path}/seed0', '{tmp_path}/seed1'")
+    save(tmp_path / "seed1" / "policy_best", policy)
+    refuse(tmp_path / "seed1", f"`policy` once it ends .*: load one of .'{tmp_path}/seed1/policy_best'")
+    save(tmp_path / "policy", policy)
+    refuse(tmp_path / "policy_best.json", f"`policy_best` once it is evaluated: load one of .'{tmp_path}/policy'")
 
 
 def test_policies_saved_without_a_hash_or_keys_load(policy, tmp_path):

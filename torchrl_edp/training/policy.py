@@ -193,12 +193,15 @@ def load_policy(path: str | Path) -> EnvironmentPolicy:
     otherwise.
 
     Raises:
-        FileNotFoundError: if one of the two files is missing.
+        FileNotFoundError: if one of the two files is missing; the message says what there is to load instead.
         ValueError: if they are of another format, damaged, or do not fit each other.
     """
     path = Path(path, "policy") if Path(path).is_dir() else path
     path = str(path).removesuffix(".safetensors").removesuffix(".json")
-    weights = Path(f"{path}.safetensors").read_bytes()
+    file = Path(f"{path}.safetensors")
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: expected a policy's weights, found none. {_instead(file.parent)}")
+    weights = file.read_bytes()
     try:
         card = from_json(Path(f"{path}.json").read_bytes())
         found = card.get("format") if isinstance(card, dict) else type(card).__name__
@@ -215,6 +218,19 @@ def load_policy(path: str | Path) -> EnvironmentPolicy:
         raise ValueError(
             f"{path}.safetensors does not make the policy of its card: {error}. Get both files again."
         ) from error
+
+
+def _instead(folder: Path) -> str:
+    """What to load where ``folder`` has not the policy that was asked for."""
+    if not folder.is_dir():
+        return f"There is no folder {folder}: give that of a run, or the path of a policy without suffix."
+    if found := sorted(str(file.with_suffix("")) for file in folder.glob("policy*.safetensors")):
+        return f"A run has `policy` once it ends and `policy_best` once it is evaluated: load one of {found}."
+    if seeds := sorted(str(file.parent) for file in folder.glob("seed*/.lock")):
+        return f"Several seeds were trained here, each with a policy of its own: load one of {seeds}."
+    if (folder / "config.yaml").exists():
+        return f"The run in {folder} failed or has saved no policy yet: wait for it, or go on with resume={folder}."
+    return "Give the folder of a run, or the path of a policy without suffix."
 
 
 def _build(card: dict[str, Any], tensors: dict[str, Tensor]) -> EnvironmentPolicy:
