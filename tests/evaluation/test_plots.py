@@ -137,14 +137,15 @@ def test_panels_without_numbers_are_left_out(tmp_path, figures):
     assert len(figures[-1].axes) == 5 + 1  # and the scale of the shares
 
 
-def test_a_csv_file_gives_the_same_diagnostics(tmp_path):
+def test_a_csv_file_and_a_runs_folder_give_the_same_diagnostics(tmp_path):
     names = list(dict.fromkeys(name for row in LOOKS for name in row))
     with open(tmp_path / "metrics.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(LOOKS)
-    pictures = [plot_diagnostics(rows, tmp_path / "d.png").read_bytes() for rows in (LOOKS, tmp_path / "metrics.csv")]
-    assert pictures[0] == pictures[1]
+    sources, picture = (LOOKS, tmp_path / "metrics.csv", str(tmp_path)), tmp_path / "new" / "folder" / "d.png"
+    pictures = {plot_diagnostics(rows, picture).read_bytes() for rows in sources}
+    assert len(pictures) == 1
 
 
 @pytest.mark.parametrize("rows", [[], [{"update": 3, "loss_actor": 1.0, "diagnose/td_error": ""}]])

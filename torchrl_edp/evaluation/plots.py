@@ -51,11 +51,11 @@ def plot_curves(metrics: Rows | str | PathLike[str], path: str | PathLike[str]) 
     as they are.
 
     Args:
-        metrics: rows of metrics, or the path of a CSV of them. Each row has `update` and any of
+        metrics: rows of metrics, or the path of a CSV of them, or of a run's folder. Each row has `update` and any of
             `eval/score` (or `eval/return`), `eval/score_std`, `eval/score_std_seeds`, `eval/rat`,
             `eval/oms`, `loss_actor`, `loss_diffusion`, `loss_qvalue`, `loss_value`, `pred_value`,
             `state_value`. Missing, empty and non-finite cells are left out.
-        path: of the PNG; its folder must exist.
+        path: of the PNG; its folder is made if absent.
 
     Returns:
         The path of the picture.
@@ -86,9 +86,9 @@ def plot_diagnostics(metrics: Rows | str | PathLike[str], path: str | PathLike[s
     diffusion steps.
 
     Args:
-        metrics: rows of metrics, or the path of a CSV of them, with the columns ``diagnose/...`` of a run and
-            ``grad_norm_...``. Missing, empty and non-finite cells are left out.
-        path: of the PNG; its folder must exist.
+        metrics: rows of metrics, or the path of a CSV of them, or of a run's folder, with the columns ``diagnose/...``
+            of a run and ``grad_norm_...``. Missing, empty and non-finite cells are left out.
+        path: of the PNG; its folder is made if absent.
 
     Returns:
         The path of the picture.
@@ -141,6 +141,7 @@ def _draw_panels(
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
             if panel.get_legend_handles_labels()[0]:
                 panel.legend()
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         canvas.print_figure(path, dpi=200, format="png")
     return Path(path)
 
@@ -269,8 +270,9 @@ def _series(rows: list[Mapping[str, Any]], key: str) -> tuple[Tensor, Tensor]:
 
 
 def _read(metrics: Rows | str | PathLike[str]) -> list[Mapping[str, Any]]:
-    """Rows of metrics, as they are given or from a CSV file."""
+    """Rows of metrics, as they are given or from a CSV file: that of a run, if a folder is given."""
     if not isinstance(metrics, (str, PathLike)):
         return list(metrics)
-    with open(metrics, newline="") as file:
+    path = Path(metrics)
+    with (path / "metrics.csv" if path.is_dir() else path).open(newline="") as file:
         return list(csv.DictReader(file))
