@@ -53,6 +53,20 @@ ROLLED = {**ONE_EACH, "truncations": [0, 0, 1], "next_observations": np.roll(np.
 SOURCE = "load it again"
 
 FROM_ARRAYS: dict[str, Case] = {
+    "D4RL's names": (
+        call(
+            from_arrays, np.eye(3), np.ones((3, 1)), np.ones(3), terminals=[0, 0, 1], timeouts=[0, 0, 0], env_name="x"
+        ),
+        "names of arguments: expected some of ['dataset_id', 'env_id'",
+        "['terminals', 'timeouts', 'env_name']",
+        "are terminations, truncations and env_id",
+    ),
+    "no terminations": (
+        call(from_arrays, np.eye(3), np.ones((3, 1)), np.ones(3), truncations=[0, 0, 1]),
+        "terminations: expected numbers",
+        "one NoneType",
+        FLOAT32,
+    ),
     **{
         f"{field}: {name}": (put(field, 4, value), f"{field}: expected finite", f"{value}, first at row 4", REPAIR)
         for field in ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,9 @@ class OfflineDataset:
         return digest.hexdigest()
 
 
+_ABOUT = [entry.name for entry in fields(OfflineDataset)][5:]  # those that no array gives
+
+
 def build_dataset(
     observations: np.ndarray,
     actions: np.ndarray,
@@ -145,7 +148,7 @@ def from_arrays(
     observations: Any,
     actions: Any,
     rewards: Any,
-    terminations: Any,
+    terminations: Any = None,
     truncations: Any = None,
     next_observations: Any = None,
     *,
@@ -167,7 +170,7 @@ def from_arrays(
         observations: ``[N, O]``.
         actions: ``[N, A]``, within the bounds.
         rewards: ``[N]`` or ``[N, 1]``.
-        terminations: flags ``[N]`` or ``[N, 1]``: the episode ended, the future is worth nothing.
+        terminations: flags ``[N]`` or ``[N, 1]``, always needed: the episode ended, the future is worth nothing.
         truncations: flags likewise: the record stops, the future goes on. ``None`` (only with
             ``next_observations``): wherever the next observation is not the following row, as in the output
             of D4RL's ``qlearning_dataset``.
@@ -191,13 +194,16 @@ def from_arrays(
         >>> data.num_transitions, data.episode_lengths.tolist()
         (4, [3, 1])
     """
-    fields = {"observations": observations, "actions": actions}
+    if unknown := [name for name in about if name not in _ABOUT]:
+        remedy = "D4RL's terminals, timeouts and env_name are terminations, truncations and env_id here."
+        raise problem("names of arguments", f"some of {_ABOUT} beside the arrays", f"{unknown}", remedy)
+    given = {"observations": observations, "actions": actions}
     if next_observations is not None:
-        fields["next_observations"] = next_observations
+        given["next_observations"] = next_observations
     elif truncations is None:
         remedy = "Pass truncations (all False where there are none), or next_observations to infer them from."
         raise problem("truncations", "flags", "None", remedy)
-    arrays = {name: as_floats(name, value, 2) for name, value in fields.items()}
+    arrays = {name: as_floats(name, value, 2) for name, value in given.items()}
     arrays["rewards"] = as_floats("rewards", rewards, 1)
     arrays["terminations"] = as_flags("terminations", terminations)
     if truncations is not None:
