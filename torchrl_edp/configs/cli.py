@@ -139,12 +139,16 @@ def check_overrides(schema: type, overrides: Sequence[str] | None = None) -> Non
             names = choices(schema, key)
             if names and value is not None and value not in names:
                 raise SystemExit(f"Unknown {key} {value!r}: choose one of {', '.join(names)}.")
+            now = OmegaConf.select(config, key)
+            if OmegaConf.is_dict(now) and not isinstance(value, dict):
+                inner = ", ".join(f"{key}.{entry}" for entry in now)
+                raise SystemExit(f"Wrong value for {key!r}: {value!r}. Expected its settings one by one: {inner}.")
             try:
                 OmegaConf.update(OmegaConf.structured(schema), key, value)
             except OmegaConfBaseException as error:
                 reason = str(error).splitlines()[0]
                 whole = isinstance(value, float) and value.is_integer() and "Integer" in reason
-                remedy = f"Write {key}={int(value)}" if whole else f"The default is {OmegaConf.select(config, key)!r}"
+                remedy = f"Write {key}={int(value)}" if whole else f"The default is {now!r}"
                 raise SystemExit(f"Wrong value for {key!r}: {value!r} ({reason}). {remedy}.") from None
 
 
