@@ -104,7 +104,7 @@ IMPOSSIBLE = [
     (IQL, "policy.temperature=0", "temperature must be positive, got 0.0: use mode='argmax'"),
     (IQL, "policy.temperature=nan", "temperature must be positive, got nan"),
     # data, optimisation, evaluation
-    (IQL, "seed=-1", r"seed must lie in \[0, inf\), got -1"),
+    (IQL, "seed=-1", r"seed must lie in \[0, 4294967296\), got -1"),
     (IQL, "num_seeds=0", r"num_seeds must lie in \[1, inf\), got 0"),
     (IQL, "env.max_episode_steps=0", r"env.max_episode_steps must lie in \[1, inf\), got 0"),
     (IQL, "data.num_steps=0", r"data.num_steps must lie in \[1, inf\), got 0"),
@@ -119,6 +119,7 @@ IMPOSSIBLE = [
     (IQL, "optim.actor_tau=-0.1", r"optim.actor_tau must lie in \[0, 1\], got -0.1"),
     (IQL, "optim.actor_every=0", r"optim.actor_every must lie in \[1, inf\), got 0"),
     (IQL, "optim.actor_start=-1", r"optim.actor_start must lie in \[0, inf\), got -1"),
+    (IQL, f"seed={2**32}", rf"seed must lie in \[0, {2**32}\), got {2**32}"),
     (IQL, "optim.device=gpu", "optim.device must be one of cpu.*, got 'gpu'"),
     (IQL, "optim.device=meta", "optim.device must be one of cpu.*, got 'meta'"),
     (IQL, "optim.device=hpu", "optim.device must be one of cpu.*, got 'hpu'"),
@@ -164,6 +165,7 @@ def test_a_logger_needs_its_package(monkeypatch, backend):
         (TD3, "loss.approximation_steps=100 loss.num_qvalue_nets=1 loss.guidance_steps=[0,99]"),
         (CRR, "loss.sample_from=approximation loss.sample_deviation=0 loss.temperature=0 loss.guidance_weight=0"),
         (IQL, "optim.tau=1 optim.actor_tau=0 logger.eval_iter=0 logger.backend= optim.device=cpu data.action_limit=1"),
+        (IQL, f"seed={2**32 - 1}"),
         (IQL, "optim.critic_lr=null optim.clip_grad=null loss.weight_cap=null policy.mode=argmax"),
     ],
 )

@@ -22,7 +22,7 @@ from torchrl_edp.training.settings import ExperimentSettings, FeedForwardSetting
 BACKENDS = ("", "csv", "tensorboard", "wandb", "mlflow", "trackio")
 _COUNT, _SHARE = "[1, inf)", "[0, 1]"
 _INTERVALS = {
-    "seed": "[0, inf)",
+    "seed": f"[0, {2**32})",  # others count on from it, and torch takes 64 bits
     "num_seeds": _COUNT,
     "env.max_episode_steps": _COUNT,
     "data.num_steps": _COUNT,
