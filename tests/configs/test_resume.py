@@ -24,6 +24,17 @@ def test_a_folder_gives_its_own_settings_first(tmp_path):
     assert resume_overrides("edp_iql", given) == [f"hydra.run.dir='{tmp_path}'", "seed=3", *given]
 
 
+def test_flags_stay_before_the_overrides(tmp_path, monkeypatch):
+    """Hydra's parser takes its overrides in one place only."""
+    monkeypatch.chdir(tmp_path)
+    save(folder := Path("runs/edp_iql/local/hopper/medium-expert-v0/seed0_2026-01-01_00-00-00"), ["seed=0"])
+    flags = ["--cfg", "job"]
+    found = resume_overrides("edp_iql", [*flags, f"resume={folder}"])
+    assert found == [*flags, f"hydra.run.dir='{folder}'", "seed=0", f"resume={folder}"]
+    found = resume_overrides("edp_iql", [*flags, "resume=auto"])
+    assert found == [*flags, f"hydra.run.dir='{folder}'", "resume=auto"]
+
+
 @pytest.mark.parametrize("overrides", [[], ["seed=1"], ["resume=null"], ["resume=auto", "hydra.run.dir=there"]])
 def test_no_folder_to_be_found(overrides):
     assert resume_overrides("edp_iql", overrides) == []

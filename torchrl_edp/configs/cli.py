@@ -24,7 +24,7 @@ from torchrl_edp.configs.checks import check_settings
 from torchrl_edp.configs.experiments import SCHEMAS
 from torchrl_edp.configs.help import choices, help_text
 from torchrl_edp.configs.presets import apply_preset
-from torchrl_edp.configs.resume import data_folder, resume_overrides
+from torchrl_edp.configs.resume import data_folder, resume_overrides, with_overrides
 from torchrl_edp.data import DatasetError
 from torchrl_edp.training.checkpoint import CheckpointError
 from torchrl_edp.training.lock import RunLockError
@@ -68,11 +68,10 @@ def launch(name: str, job: Callable[[DictConfig], Any]) -> None:
 
 
 def _with_folders(name: str, arguments: Sequence[str]) -> list[str]:
-    """The command line with where runs go, beside its first override: Hydra wants all of them in one place."""
-    first = next((i for i, text in enumerate(arguments) if "=" in text and not text.startswith("-")), 0)
+    """The command line with where runs go."""
     folders = [f"hydra.run.dir='runs/{name}/{_RUN}'", f"hydra.sweep.dir=runs/{name}"]
     folders.append(f"hydra.sweep.subdir='{_RUN}_${{hydra:job.num}}'")
-    return [*arguments[:first], *folders, *arguments[first:]]
+    return with_overrides(arguments, folders)
 
 
 def _with_new_entries(schema: type, arguments: Sequence[str]) -> list[str]:

@@ -22,12 +22,23 @@ def data_folder(dataset: str) -> str:
     return "/".join(part for part in dataset.strip("'\"").split("/") if part not in ("", ".", ".."))
 
 
+def with_overrides(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """A command line with further overrides before its first one: Hydra wants all of them in one place.
+
+    Examples:
+        >>> with_overrides(["--config-dir", "there", "seed=1"], ["optim.lr=1e-4"])
+        ['--config-dir', 'there', 'optim.lr=1e-4', 'seed=1']
+    """
+    first = next((i for i, text in enumerate(arguments) if "=" in text and not text.startswith("-")), 0)
+    return [*arguments[:first], *overrides, *arguments[first:]]
+
+
 def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides with which to go on with a run; none where ``resume`` names no folder to be found.
+    """The command line with which to go on with a run; empty where ``resume`` names no folder to be found.
 
     Args:
         name: of the experiment.
-        overrides: of the command line. ``resume=FOLDER`` goes on in that folder, with the overrides it was started with
+        overrides: the command line. ``resume=FOLDER`` goes on in that folder, with the overrides it was started with
             before the given ones; ``resume=auto`` in the newest folder of the same data set and seed that has a
             checkpoint (starts that failed leave folders, too).
 
@@ -47,7 +58,7 @@ def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
         dataset, seed = (given.get(key, str(getattr(defaults, key))) for key in ("dataset", "seed"))
         folders = sorted(Path("runs", name, data_folder(dataset)).glob(f"seed{seed}_*"), reverse=True)
         started = (folder for folder in folders if CheckpointStore(folder / "checkpoints").steps())
-        return next(([f"hydra.run.dir='{folder}'", *overrides] for folder in started), [])
+        return next((with_overrides(overrides, [f"hydra.run.dir='{folder}'"]) for folder in started), [])
     checkpoint, skipped = CheckpointStore(Path(wanted, "checkpoints")).newest()
     if checkpoint is None:
         raise SystemExit(
@@ -59,4 +70,4 @@ def resume_overrides(name: str, overrides: Sequence[str]) -> list[str]:
         script = f"feed_forward.py algorithm={found}" if found in FEED_FORWARD else f"{found}.py"
         raise SystemExit(f"resume: expected a run of {name}, got {wanted!r}, one of {found}: use examples/{script}.")
     kept = [override for override in run["overrides"] if override.split("=", 1)[0] not in ("resume", "resume_changed")]
-    return [f"hydra.run.dir='{wanted}'", *kept, *overrides]
+    return with_overrides(overrides, [f"hydra.run.dir='{wanted}'", *kept])
