@@ -122,7 +122,7 @@ def test_diffusion_ql_differentiates_all_steps_of_its_chain(monkeypatch, overrid
 def test_what_the_cases_are_does_not_depend_on_presets_and_defaults():
     changed = ("preset=reference", "loss.guidance_weight=20", "policy.standardize=true", "policy.mode=argmax")
     cfg = Run("edp_td3", (*TINY, *changed, *table1.SETTINGS)).settings
-    assert cfg.loss.alpha * cfg.loss.guidance_weight == 1 and cfg.diffusion.solver_kwargs == {"variance": "posterior"}
+    assert cfg.loss.alpha * cfg.loss.guidance_weight == 1 and cfg.diffusion.solver_kwargs == {}
     assert cfg.policy.selection == Run("edp_td3", (*TINY, *table1.SETTINGS)).settings.policy.selection
     assert cfg.policy.averaged_critics
     for experiment, overrides in table7.STUDY.cases.values():
