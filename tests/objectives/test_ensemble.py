@@ -59,8 +59,11 @@ def test_weights_that_no_layer_draws_anew_are_told():
         independent_copies(operator(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))), 2)
 
 
-def test_networks_without_keys_are_refused(case):
+def test_networks_without_keys_or_parameters_are_refused(case):
+    lazy = ValueOperator(nn.LazyLinear(1), in_keys=["observation"])
     for name in set(case.networks.values()) - {"actor_network"}:
         for plain in (QValueNetwork(OBS, A), [QValueNetwork(OBS, A)] * 2):
             with pytest.raises(TypeError, match=f"{name} must be a TensorDictModule, got .*: wrap it, as in"):
                 make_loss(case, networks={**make_networks(2), name: plain})
+        with pytest.raises(ValueError, match=f"{name} has lazy layers: call it once"):
+            make_loss(case, networks={**make_networks(2), name: lazy})

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torch import nn
 
 
 def independent_copies(network: TensorDictModule, count: int) -> list[TensorDictModule]:
@@ -38,10 +39,12 @@ def independent_copies(network: TensorDictModule, count: int) -> list[TensorDict
 
 
 def check_modules(name: str, networks: Iterable[Any]) -> None:
-    """Refuse networks without keys."""
+    """Refuse networks without keys, and those whose layers have no parameters yet."""
     for network in networks:
         if not isinstance(network, TensorDictModuleBase):
             raise TypeError(
                 f"{name} must be a TensorDictModule, got {type(network).__name__}: wrap it, as in "
                 "ValueOperator(QValueNetwork(11, 3), in_keys=['observation', 'action'])."
             )
+        if any(nn.parameter.is_lazy(parameter) for parameter in network.parameters()):
+            raise ValueError(f"{name} has lazy layers: call it once before making a loss.")

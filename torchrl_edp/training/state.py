@@ -10,7 +10,6 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
-from torchrl.data.replay_buffers.storages.utils import _collate_id
 from torchrl.objectives import LossModule
 
 from torchrl_edp.diffusion import check_interval
@@ -303,7 +302,8 @@ def _is_plain(buffer: TensorDictReplayBuffer) -> bool:
     storage = buffer.storage
     fixed = isinstance(storage, TensorStorage) and len(storage) == storage.max_size and storage.ndim == 1
     stock = type(buffer) is TensorDictReplayBuffer and type(buffer.sampler) is RandomSampler
-    return fixed and stock and not len(buffer._transform) and buffer._collate_fn is _collate_id
+    collates = getattr(buffer._collate_fn, "__name__", "") != "_collate_id"  # TorchRL's own for tensors
+    return fixed and stock and not len(buffer._transform) and not collates
 
 
 def _parameters_by_network(loss: LossModule) -> dict[str, list[torch.nn.Parameter]]:
