@@ -14,12 +14,13 @@ LOSSES = {"edp_iql": EDPIQLLoss, "edp_td3": EDPTD3Loss, "edp_crr": EDPCRRLoss}
 ROWS = 40
 
 
-def make_data(sizes=(3, 1), **about):
-    """Random transitions, of the pendulum's sizes, in episodes of ten."""
+def make_data(sizes=(3, 1), bound=2.0, **about):
+    """Random transitions, of the pendulum's sizes and bounds, in episodes of ten."""
     ends = torch.arange(ROWS) % 10 == 9
-    arrays = torch.randn(ROWS, sizes[0]), torch.rand(ROWS, sizes[1]) * 4 - 2, torch.randn(ROWS), ends, ends & False
+    actions = bound * (torch.rand(ROWS, sizes[1]) * 2 - 1)
+    arrays = torch.randn(ROWS, sizes[0]), actions, torch.randn(ROWS), ends, ends & False
     about = {"dataset_id": "tiny", "env_id": "Pendulum-v1", "max_episode_steps": 3, **about}
-    return from_arrays(*arrays, action_low=-2.0, action_high=2.0, **about)
+    return from_arrays(*arrays, action_low=-bound, action_high=bound, **about)
 
 
 def make_settings(name, **options):

@@ -82,11 +82,22 @@ def test_an_environment_that_does_not_fit_the_data_is_refused_at_once(tmp_path, 
     assert not (tmp_path / "metrics.csv").exists()
 
 
+def test_bounds_that_are_not_the_environments_are_told(tmp_path):
+    found = r"data lie in \[\[-3.0\], \[3.0\]\], those of Pendulum-v1 in \[\[-2.0\], \[2.0\]\]"
+    with pytest.warns(UserWarning, match=found):
+        run(tmp_path, "edp_td3", about={"bound": 3.0})
+
+
 def test_a_policy_of_dict_observations_acts_in_its_environment(tmp_path):
     """That of its folder concatenates what TorchRL's environment gives as the data and the evaluation do."""
     pytest.importorskip("gymnasium_robotics")
     keys = ("observation", "achieved_goal", "desired_goal")
-    about = {"sizes": (8, 2), "env_id": "gymnasium_robotics:PointMaze_Medium-v3", "observation_keys": keys}
+    about = {
+        "sizes": (8, 2),
+        "bound": 1.0,
+        "env_id": "gymnasium_robotics:PointMaze_Medium-v3",
+        "observation_keys": keys,
+    }
     run(tmp_path, "edp_td3", about=about)
     policy, env = load_policy(tmp_path), GymEnv("PointMaze_Medium-v3")
     steps = env.rollout(3, policy)

@@ -68,7 +68,7 @@ class EvaluationResult:
 class PolicyEvaluator:
     """E copies of an environment, kept for many evaluations of a policy.
 
-    `observation_size` (concatenated) and `action_shape` are those of the environment.
+    `observation_size` (concatenated), `action_shape` and `action_bounds` (low and high) are those of the environment.
 
     Every copy runs exactly one episode per call, so that short episodes count no more than long ones.
     The policy always sees the full batch [E, O] (a compiled policy is compiled once); what it says for
@@ -138,6 +138,7 @@ class PolicyEvaluator:
         self._low, self._high = env.action_space.low, env.action_space.high
         self._flatten = _flattener(env.observation_space, observation_keys)
         self.action_shape = env.action_space.shape
+        self.action_bounds = np.stack([self._low, self._high]).astype(np.float32)
         self.observation_size = self._flatten(env.observation_space.sample()).size
 
     def __call__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -182,4 +183,9 @@ def _evaluator(cfg: RunSettings, dataset: OfflineDataset) -> AbstractContextMana
         expected, got = (f"{size} observation entries and actions of shape {shape}" for size, shape in (wanted, found))
         remedy = "Name the environment of the data: env.name=..., or from_arrays(env_id=...)."
         raise problem(f"environment {env}", f"the data's {expected}", got, remedy)
+    own, theirs = torch.stack([dataset.action_low, dataset.action_high]), torch.from_numpy(evaluator.action_bounds)
+    if theirs.isfinite().all() and not torch.equal(own, theirs):
+        bounds = f"Actions of the data lie in {own.tolist()}, those of {env} in {theirs.tolist()}."
+        remedy = "The policy keeps to the data's; if they are wrong: from_arrays(action_low=..., action_high=...)."
+        warnings.warn(f"{bounds} {remedy}", stacklevel=3)
     return evaluator
