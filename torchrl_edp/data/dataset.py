@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,10 @@ class OfflineDataset:
         return digest.hexdigest()
 
 
-_ABOUT = [entry.name for entry in fields(OfflineDataset)][5:]  # those that no array gives
+# What may be said beside the arrays: the only fields with defaults.
+_ABOUT = [
+    entry.name for entry in fields(OfflineDataset) if (entry.default, entry.default_factory) != (MISSING, MISSING)
+]
 
 
 def build_dataset(

@@ -230,7 +230,7 @@ class CriticEnsembleLoss(LossModule):
 
     def _qvalues_of_several(self, tensordict: TensorDictBase, params: TensorDictBase, actions: Tensor) -> Tensor:
         """Values [E, N, *B] under stacked critics of N actions a state, [N, *B, A]."""
-        if len(actions) == 1:
+        if len(actions) == 1:  # nothing to fold, as in TD3: eagerly the cheaper way
             return self._qvalues(tensordict, params, actions[0]).unsqueeze(1)
         inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False)
         inputs = inputs.expand(len(actions), *inputs.batch_size).copy().set(self.tensor_keys.action, actions)
