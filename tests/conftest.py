@@ -13,6 +13,8 @@ LONG_RESULTS = Path(__file__).parent / "long_results.json"
 # several workers share the cores: one thread each (also for processes that tests start)
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# read once per process, before oneDNN's first product: with AMX they would be rounded
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from torchrl_edp.training import set_matmul_precision
+
 
 @dataclass
 class Case:
@@ -39,7 +41,7 @@ class Case:
 
 def use_onednn(on: bool) -> None:
     """Send float32 matrix products to oneDNN, or back to the default library (MKL on x86)."""
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if on else "none"
+    set_matmul_precision(onednn=on)
 
 
 def interleave(cases: Sequence[Case], *, rounds: int, seconds: float, warm_up: int = 3) -> list[dict[str, Any]]:

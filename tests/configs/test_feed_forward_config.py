@@ -67,7 +67,7 @@ def test_presets_take_data_and_networks_from_the_diffusion_counterpart(name, pre
     assert found.get("data.reward_rule") == others.get("data.reward_rule")
     groups = ("data", "network", "policy", "loss", "optim")
     keys = {f"{group}.{field.name}" for group in groups for field in fields(getattr(cfg, group))}
-    free = {"loss.pessimism", "data.num_steps", "optim.device"}  # without effect on the method
+    free = {"loss.pessimism", "data.num_steps", "optim.device", "optim.matmul_precision"}  # not of the method
     assert preset == "default" or keys - found.keys() == free & keys
     own = {key for key in found if key.startswith(("loss.", "policy.", "optim."))} - {"optim.gradient_steps"}
     defaults = OmegaConf.structured(FEED_FORWARD[name]())

@@ -136,7 +136,7 @@ def test_domains(dataset, domain):
 
 
 def test_presets_leave_no_setting_of_the_method_to_the_defaults():
-    free = {"loss.pessimism", "data.num_steps", "optim.device"}  # without effect on the method
+    free = {"loss.pessimism", "data.num_steps", "optim.device", "optim.matmul_precision"}  # not of the method
     for name, schema in EXPERIMENTS.items():
         settings = schema()
         groups = ("data", "network", "diffusion", "policy", "loss", "optim")

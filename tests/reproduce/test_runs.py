@@ -35,6 +35,7 @@ def test_key_leaves_out_what_does_not_decide_the_scores(free):
         "loss.guidance_weight=0.5",
         "diffusion.solver_kwargs={spacing: time}",
         "policy.min_noise_scale=0.5",
+        "optim.matmul_precision=medium",
         "preset=paper",
     ],
 )
@@ -53,7 +54,7 @@ def test_recorded_runs_are_found_by_the_settings_of_today():
     recorded = Ledger(SCRIPTS / "results" / "runs.csv")
     settings = ("dataset=local/hopper/medium-expert-v0", "optim.gradient_steps=50000")
     assert key(*settings) in recorded
-    assert key(*settings, "policy.min_noise_scale=1") in recorded
+    assert key(*settings, "policy.min_noise_scale=1", "optim.matmul_precision=highest") in recorded
 
 
 def row(name):

@@ -22,7 +22,13 @@ from torchrl_edp.training import (
     prepare_data,
     run_experiment,
 )
-from torchrl_edp.training.settings import CompileSettings, DiffusionSettings, EnvSettings, PolicySettings
+from torchrl_edp.training.settings import (
+    CompileSettings,
+    DiffusionSettings,
+    EnvSettings,
+    OptimSettings,
+    PolicySettings,
+)
 
 
 def run(tmp_path, name, *, about=None, eval_iter=2, **options):
@@ -51,6 +57,14 @@ def test_a_run_leaves_its_folder(tmp_path, name, capsys):
     assert str(tmp_path) in capsys.readouterr().out
     info = json.loads((tmp_path / "policy.json").read_text())["info"]
     assert info == {"dataset": "tiny", "env": "Pendulum-v1", "update": 4}
+
+
+def test_a_run_computes_products_as_it_is_told(tmp_path):
+    products = torch.backends.mkldnn.matmul
+    for precision, onednn, expected in (("high", False, "tf32"), ("high", True, "bf16"), ("highest", False, "ieee")):
+        optim = OptimSettings(gradient_steps=2, device="cpu", matmul_precision=precision)
+        run(tmp_path / f"{precision}{onednn}", "edp_td3", optim=optim, compile=CompileSettings(False, onednn))
+        assert products.fp32_precision == expected
 
 
 def test_data_without_an_environment_train_where_nothing_is_evaluated(tmp_path):

@@ -1,5 +1,9 @@
 """Preparations: what the policy's data look like, and the choice to compile."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from training_helpers import ACTIONS, NETWORK, OBSERVATIONS, make_data
@@ -7,7 +11,7 @@ from training_helpers import ACTIONS, NETWORK, OBSERVATIONS, make_data
 from torchrl_edp.configs import EDPTD3Config
 from torchrl_edp.configs.experiments import BCConfig
 from torchrl_edp.data import from_arrays, multi_step
-from torchrl_edp.training import build_qvalue, choose_compile, choose_device
+from torchrl_edp.training import build_qvalue, choose_compile, choose_device, set_matmul_precision
 from torchrl_edp.training.build import NetworkSettings
 from torchrl_edp.training.experiment import _prepare
 
@@ -61,6 +65,52 @@ def test_without_a_compiler_runs_are_eager_and_say_so(monkeypatch):
 
 def test_named_device_wins():
     assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.fixture
+def reset_products():
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.usefixtures("reset_products")
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "cpu", "gpu"), [("highest", "ieee", "ieee"), ("high", "tf32", "tf32"), ("medium", "bf16", "tf32")]
+)
+def test_precision_of_products_is_torchs(precision, cpu, gpu, onednn):
+    set_matmul_precision("medium" if precision == "highest" else "highest")
+    set_matmul_precision(precision, onednn=onednn and precision != "highest")
+    assert torch.backends.cuda.matmul.fp32_precision == gpu
+    assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if onednn and precision == "high" else cpu)
+
+
+def test_products_of_onednn_are_float32_also_where_it_would_round_them():
+    script = """
+import torch
+from torchrl_edp.training import set_matmul_precision
+torch.set_num_threads(1)
+set_matmul_precision(onednn=True)
+assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+exact = a.double() @ a.double()
+assert ((a @ a).double() - exact).norm() < 1e-6 * exact.norm()
+"""
+    environ = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", script]
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.usefixtures("reset_products")
+def test_products_that_onednn_rounds_all_the_same_stay_with_the_default_library(monkeypatch):
+    def rounded(a, b):
+        return (a.bfloat16() if a.dtype == torch.float32 else a).to(a.dtype).matmul(b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
+    with pytest.warns(UserWarning, match="oneDNN rounds products to bfloat16 here.*ONEDNN_MAX_CPU_ISA="):
+        set_matmul_precision(onednn=True)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
 
 
 def test_unknown_activation_is_refused():

@@ -18,7 +18,13 @@ from torchrl_edp.training.policy import EnvironmentPolicy, load_policy, save_fee
 from torchrl_edp.training.record import Scores, TrainingRecord
 from torchrl_edp.training.run import RunFolder
 from torchrl_edp.training.settings import ExperimentSettings, FeedForwardSettings, RunSettings
-from torchrl_edp.training.setup import PreparedData, choose_compile, choose_device, prepare_data
+from torchrl_edp.training.setup import (
+    PreparedData,
+    choose_compile,
+    choose_device,
+    prepare_data,
+    set_matmul_precision,
+)
 from torchrl_edp.training.state import TrainState
 from torchrl_edp.training.targets import EDPTargetUpdate
 
@@ -53,5 +59,6 @@ __all__ = [
     "run_experiment",
     "save_feed_forward_policy",
     "save_policy",
+    "set_matmul_precision",
     "train",
 ]

@@ -25,7 +25,14 @@ from torchrl_edp.training.record import TrainingRecord, summarize_seeds
 from torchrl_edp.training.resume import RunCheckpoints, resume_command
 from torchrl_edp.training.run import RunFolder
 from torchrl_edp.training.settings import ExperimentSettings, FeedForwardSettings, RunSettings
-from torchrl_edp.training.setup import MOST_CALLS, PreparedData, choose_compile, choose_device, prepare_data
+from torchrl_edp.training.setup import (
+    MOST_CALLS,
+    PreparedData,
+    choose_compile,
+    choose_device,
+    prepare_data,
+    set_matmul_precision,
+)
 from torchrl_edp.training.state import TrainState
 from torchrl_edp.training.targets import EDPTargetUpdate
 
@@ -66,9 +73,7 @@ def run_experiment(cfg: RunSettings, dataset: OfflineDataset, loss: LossModule, 
     device = choose_device(cfg.optim.device)
     compile = choose_compile(cfg.compile.compile, cfg.optim.gradient_steps)
     compile_sampler = compile and (cfg.compile.compile is True or _sampler_calls(cfg) <= MOST_CALLS)
-    if cfg.compile.onednn:
-        # The switch to oneDNN; on processors without AMX products stay float32.
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+    set_matmul_precision(cfg.optim.matmul_precision, onednn=cfg.compile.onednn and device.type == "cpu")
     loss = loss.to(device)
     data = _prepare(cfg, dataset, device)
     samples = isinstance(loss.losses[0] if isinstance(loss, MultiSeedLoss) else loss, SampledTargetLoss)
@@ -138,7 +143,7 @@ def _train_state(cfg: RunSettings, loss: LossModule, data: PreparedData, compile
     averages = {name: optim.pop(name) for name in ("tau", "actor_tau", "actor_every", "actor_start") if name in optim}
     if isinstance(cfg, FeedForwardSettings):
         averages["actor_every"] = cfg.optim.policy_every
-    del optim["device"]
+    del optim["device"], optim["matmul_precision"]
     return TrainState(loss, data.buffer, EDPTargetUpdate(loss, **averages), compile=compile, **optim)
 
 

@@ -20,7 +20,7 @@ FREE = ("optim.gradient_steps", "logger", "checkpoint", "compile", "resume", "re
 """Settings that a resumed run may change: they change how long it runs and what it shows, not what an update does.
 ``num_seeds`` is compared apart: older checkpoints and recorded runs do not have it."""
 
-LATER = {"policy.min_noise_scale": 1.0}
+LATER = {"policy.min_noise_scale": 1.0, "optim.matmul_precision": "highest"}
 """Settings that came later, and the value that means what was before: with it they are left out, so that older
 checkpoints and recorded runs still fit."""
 

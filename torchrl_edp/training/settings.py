@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from torchrl_edp.data import REWARD_RULES
 from torchrl_edp.training.build import DiffusionSettings, NetworkSettings, SelectionSettings, TrunkSettings, choice
+from torchrl_edp.training.setup import MATMUL_PRECISIONS
 from torchrl_edp.training.state import Decay, UpdateOrder
 
 ALGORITHMS = ("td3_bc", "iql", "crr", "bc")
@@ -64,6 +65,8 @@ class SharedOptimSettings:
     gradient_steps: int = 40_000
     tau: float = 0.005
     device: str | None = None  # None: a GPU if there is one
+    # Of matrix products: TF32 on GPUs by the last two, bfloat16 on CPUs with AMX by the last one.
+    matmul_precision: str = choice("highest", MATMUL_PRECISIONS)
 
 
 @dataclass
@@ -104,7 +107,7 @@ class CompileSettings:
 
     # None: compile runs of at least 5,000 updates, and what samples in them if its solver makes at most 30 calls.
     compile: bool | None = None
-    # Matrix products on a CPU by oneDNN in place of MKL: up to twice as fast; with AMX they may be rounded to bfloat16.
+    # Matrix products on a CPU by oneDNN in place of MKL, in float32: twice as fast on AMD's processors, not on Intel's.
     onednn: bool = False
 
 
