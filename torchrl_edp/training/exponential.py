@@ -50,10 +50,8 @@ def saturating_exp(x: Tensor) -> Tensor:
     power = torch.full_like(fraction, _POWERS_OF_TWO[0])
     for coefficient in _POWERS_OF_TWO[1:]:
         power = power * fraction + coefficient
-    span = _MOST_POWER - _LEAST_POWER
-    k = (
-        _LEAST_POWER + (span - (_MOST_POWER - k).relu()).relu()
-    )  # exact: between -2^24 and 2^24 every integer is a float
+    # whole numbers: exact
+    k = _LEAST_POWER + (_MOST_POWER - _LEAST_POWER - (_MOST_POWER - k).relu()).relu()
     # float32: eight bits of exponent above 23 of mantissa
     return (power.view(torch.int32) + (k.to(torch.int32) << 23)).view(torch.float32)
 
