@@ -261,7 +261,9 @@ def draw(
     panel.set_ylabel(label)
     panel.set_title(title, fontsize=10)
     handles = panel.get_legend_handles_labels()
-    ncols = min(len(cases), round(figure.get_figwidth() / 1.6))
+    fitting = max(1, int(figure.get_figwidth() / (0.5 + 0.06 * max(map(len, cases)))))  # inches of the longest entry
+    rows = math.ceil(len(cases) / fitting)
+    ncols = math.ceil(len(cases) / rows)
     figure.legend(*handles, frameon=False, fontsize=7, ncols=ncols, loc="outside lower center")
     panel.spines[["top", "right"]].set_visible(False)
     FigureCanvasAgg(figure).print_figure(path, dpi=160, format="png")

@@ -12,9 +12,10 @@ import table1
 import table2
 import table7
 import tuning
+from matplotlib.figure import Figure
 from report import PORTS
 from runs import COLUMNS, Ledger, Run
-from study import DATASETS, RESULTS, Row, Study, other_data, parser, result_path, table, taken
+from study import DATASETS, RESULTS, Row, Study, draw, other_data, parser, result_path, table, taken
 
 BASE = ("dataset=local/hopper/medium-v0", "seed=1")
 
@@ -156,3 +157,17 @@ def test_results_of_other_settings_lie_beside_the_studys_own(tmp_path):
     assert name("logger.eval_iter=5") != name() != name("preset=paper")
     long = [f"loss.a{i}=1" for i in range(20)]
     assert len(name(*long).name) < 20 and name(*long) != name(*long[1:])
+
+
+@pytest.mark.parametrize("num_datasets", [1, 4])
+@pytest.mark.parametrize("cases", [("FF", "EDP"), tuple(f"TD3 EDP guidance_weight={i}" for i in range(6))], ids=len)
+def test_the_legend_of_a_picture_fits(tmp_path, monkeypatch, cases, num_datasets):
+    legends = []
+    legend = Figure.legend
+    monkeypatch.setattr(Figure, "legend", lambda *args, **options: legends.append(legend(*args, **options)))
+    datasets = [f"local/hopper/medium-v{i}" for i in range(num_datasets)]
+    rows = [Row(case, dataset, 2, 50.0, 1.0, 60.0, 1.0, 9.0) for case in cases for dataset in datasets]
+    draw(rows, cases, datasets, tmp_path / "t.png", "Bars")
+    (drawn,) = legends
+    box, whole = drawn.get_window_extent(), drawn.figure.bbox
+    assert box.x0 >= 0 and box.x1 <= whole.x1
