@@ -80,9 +80,14 @@ def reset_products():
 )
 def test_precision_of_products_is_torchs(precision, cpu, gpu, onednn):
     set_matmul_precision("medium" if precision == "highest" else "highest")
-    set_matmul_precision(precision, onednn=onednn and precision != "highest")
+    set_matmul_precision(precision, onednn=onednn)
     assert torch.backends.cuda.matmul.fp32_precision == gpu
-    assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if onednn and precision == "high" else cpu)
+    assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if onednn else cpu)
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision must be one of .*'medium'.*, got 'low'"):
+        set_matmul_precision("low")
 
 
 def test_products_of_onednn_are_float32_also_where_it_would_round_them():

@@ -32,7 +32,7 @@ def saturating_exp(x: Tensor) -> Tensor:
 
     exp(x) = 2^k 2^f with k the integer nearest to x / ln 2: the polynomial gives 2^f, and k is added to its exponent in
     place. The relative error stays below 3e-7 + 1.2e-7 |x|. It is k that is bounded, not x: by relu, without a clamp's
-    look for NaNs, which takes Intel's processors longer than all the rest. Nonsense where x is not finite.
+    look for NaNs, which took an Intel Xeon longer than all the rest. Nonsense where x is not finite.
 
     Args:
         x: float32, of any shape.

@@ -17,6 +17,7 @@ from torchrl_edp.data import (
     make_replay_buffer,
     multi_step,
 )
+from torchrl_edp.objectives.critics import check_choice
 
 COMPILE_FROM = 5_000  # updates; below, compiling takes longer than it saves
 MOST_CALLS = 30  # of the network in one sampling, which compiled is unrolled: 100 are not done in many minutes
@@ -113,7 +114,10 @@ def set_matmul_precision(precision: str = "highest", *, onednn: bool = False) ->
             the last two round to TF32 on GPUs, the last one to bfloat16 on CPUs with AMX.
 
     Keyword Args:
-        onednn: on a CPU, in place of the default library (MKL on x86): twice as fast on AMD's processors.
+        onednn: on a CPU, in place of the default library (MKL on x86): twice as fast on an AMD EPYC, not on a Xeon.
+
+    Raises:
+        ValueError: for other names, which torch only warns of.
 
     Examples:
         >>> set_matmul_precision("highest", onednn=True)
@@ -121,6 +125,7 @@ def set_matmul_precision(precision: str = "highest", *, onednn: bool = False) ->
         >>> torch.testing.assert_close(a @ a, (a.double() @ a.double()).float())
         >>> set_matmul_precision()
     """
+    check_choice("precision", precision, MATMUL_PRECISIONS)
     torch.set_float32_matmul_precision(precision)
     if not onednn or precision == "medium":  # which is oneDNN's already
         return
