@@ -52,7 +52,7 @@ def fast_mish(x: Tensor) -> Tensor:
     """
     e = x.clamp(max=20.0).exp()  # above, Mish is x
     n = e * (e + 2)
-    return x * (n / (n + 2))
+    return x * (n * (n + 2).reciprocal())  # a quotient would divide twice more in its gradient
 
 
 class StepEmbedding(nn.Module):

@@ -12,9 +12,11 @@ from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
+keep = torch.ops.prims.inductor_force_stride_order.default  # the compiler's "write this to memory"
 
 HIGHEST = 20.0  # where Mish clamps what it takes the exponential of
-_LEAST_POWER, _MOST_POWER = -125.0, 29.0  # of two: the first keeps float32 normal, the second is more than exp(20)
+_HIGHEST_BITS = int(torch.tensor(HIGHEST).exp().view(torch.int32))
+_LEAST_POWER, _MOST_POWER = -125.0, 30.0  # of two: the first keeps float32 normal, the second is more than exp(20)
 _LOG2_E = 1.4426950408889634
 # 2^f for f in [-1/2, 1/2], of the least relative error (7.5e-8) among polynomials of degree 5; highest power first
 _POWERS_OF_TWO = (
@@ -28,11 +30,12 @@ _POWERS_OF_TWO = (
 
 
 def saturating_exp(x: Tensor) -> Tensor:
-    """exp(x) by a polynomial, for float32 in [-86.9, 20.4]; it stays near 2^-125 below and near 2^29 above.
+    """exp(min(x, 20)) by a polynomial, for float32; below x = -86.9 it stays near 2^-125.
 
     exp(x) = 2^k 2^f with k the integer nearest to x / ln 2: the polynomial gives 2^f, and k is added to its exponent in
-    place. The relative error stays below 3e-7 + 1.2e-7 |x|. It is k that is bounded, not x: by relu, without a clamp's
-    look for NaNs, which took an Intel Xeon longer than all the rest. Nonsense where x is not finite.
+    place. The relative error stays below 3e-7 + 1.2e-7 |x|. Bounds are those of k, by relu, and of the result's bits,
+    as integers: a clamp of floats looks for NaNs, which took an Intel Xeon longer than all the rest. Nonsense where x
+    is not finite.
 
     Args:
         x: float32, of any shape.
@@ -52,16 +55,17 @@ def saturating_exp(x: Tensor) -> Tensor:
         power = power * fraction + coefficient
     # whole numbers: exact
     k = _LEAST_POWER + (_MOST_POWER - _LEAST_POWER - (_MOST_POWER - k).relu()).relu()
-    # float32: eight bits of exponent above 23 of mantissa
-    return (power.view(torch.int32) + (k.to(torch.int32) << 23)).view(torch.float32)
+    # float32: eight bits of exponent above 23 of mantissa; positive ones are ordered as their bits
+    bits = power.view(torch.int32) + (k.to(torch.int32) << 23)
+    return bits.clamp(max=_HIGHEST_BITS).view(torch.float32)
 
 
 class InlineExp(CustomGraphPass):
-    """Replaces Mish's ``exp(x.clamp(max=20))`` by :func:`saturating_exp`: beyond 20 either gives x.
+    """Replaces the ``exp(x.clamp(max=20))`` of Mish by :func:`saturating_exp`.
 
     On CPUs the compiler calls a library for every vector of an exponential; inline it needs no call. Where a gradient
-    reads the exponential, too, the call stays: the compiler would write the polynomial into every kernel of the
-    backward pass, which doubled the time it takes for IQL and TD3 and made TD3's update no faster.
+    reads the exponential, too, it is written to memory: left alone, the compiler would compute the polynomial again in
+    every kernel of the backward pass, at four times the time of compilation.
 
     Examples:
         >>> from torchrl_edp.modules.networks import fast_mish
@@ -71,15 +75,19 @@ class InlineExp(CustomGraphPass):
     def __call__(self, graph: fx.Graph) -> None:
         """Change ``graph`` in place."""
         for node in graph.find_nodes(op="call_function", target=aten.exp.default):
-            if not _in_mish(node):
+            clamp: Any = node.args[0]
+            value = node.meta["val"]
+            if clamp.target is not aten.clamp_max.default or clamp.args[1] != HIGHEST or value.dtype != torch.float32:
                 continue
-            (clamp,) = node.all_input_nodes
             (source,) = clamp.all_input_nodes
-            with cast(FakeTensor, node.meta["val"]).fake_mode:
+            with cast(FakeTensor, value).fake_mode:
                 inline = make_fx(saturating_exp, select_decomp_table())(source.meta["val"])
             (argument,) = inline.graph.find_nodes(op="placeholder")
             with graph.inserting_before(node):
                 result = graph.graph_copy(inline.graph, {argument: source})
+                if len(node.users) > 2:  # e (e + 2) reads it twice
+                    result = graph.call_function(keep, (result, list(value.stride())))
+                    result.meta["val"] = value
             node.replace_all_uses_with(result)
             graph.erase_node(node)
             if not clamp.users:
@@ -88,11 +96,3 @@ class InlineExp(CustomGraphPass):
     def uuid(self) -> Any:
         """Stands for the pass in the key of the compiler's cache."""
         return get_hash_for_files((__file__,))
-
-
-def _in_mish(node: fx.Node) -> bool:
-    """Whether an exponential is Mish's e in e (e + 2), without gradient."""
-    clamp: Any = node.args[0]
-    clamped = clamp.target is aten.clamp_max.default and clamp.args[1] == HIGHEST
-    uses = {user.target for user in node.users} == {aten.add.Tensor, aten.mul.Tensor} and len(node.users) == 2
-    return clamped and uses and node.meta["val"].dtype == torch.float32
