@@ -150,6 +150,7 @@ def test_bounds_of_other_specs():
         ({"initial_noise_scale": 1.1}, r"initial_noise_scale must lie in \[0, 1\], got 1.1"),
         ({"policy_scale": 0.0}, r"policy_scale must lie in \(0, inf\), got 0.0"),
         ({"solver": "ddpm", "num_calls": 4}, "expected num_calls=50, got 4"),
+        ({"solver_kwargs": {"num_calls": 9}}, r"solver_kwargs holds \['num_calls'\]"),
         (
             {"solver_kwargs": {"eta": 1.0}},
             "'dpm_solver' has no option 'eta': choose from .'order', 'spacing', 'end_time'",

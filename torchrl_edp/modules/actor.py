@@ -141,9 +141,12 @@ class DiffusionSampler(nn.Module):
         check_solver(self.solver, self.schedule, **self._options(**kwargs))
 
     def _options(self, **kwargs: Any) -> dict[str, Any]:
-        """The solver's options: the sampler's own, under ``solver_kwargs``, under ``kwargs``."""
-        options: dict[str, Any] = {"initial_noise_scale": self.initial_noise_scale, "policy_scale": self.policy_scale}
-        return options | {"num_calls": self.num_calls, "bounds": self.bounds} | self.solver_kwargs | kwargs
+        """The solver's options: the sampler's own and ``solver_kwargs``, under ``kwargs``."""
+        own: dict[str, Any] = {"initial_noise_scale": self.initial_noise_scale, "policy_scale": self.policy_scale}
+        own |= {"num_calls": self.num_calls, "bounds": self.bounds}
+        if twice := [name for name in own if name in self.solver_kwargs]:
+            raise ValueError(f"solver_kwargs holds {twice}: the sampler has them as arguments of their own, set those.")
+        return own | self.solver_kwargs | kwargs
 
     def _conditioned(
         self, observation: Tensor, network: Network | None, options: dict[str, Any]
