@@ -254,9 +254,7 @@ def draw(
         at = [place + (i - (len(cases) - 1) / 2) * width for place in range(len(datasets))]
         heights = [math.nan if cell.rat is None else cell.rat for cell in row]
         errors = [cell.rat_std or 0.0 for cell in row]
-        panel.bar(
-            at, heights, width, yerr=errors, label=case, color=COLORS[i % len(COLORS)], error_kw={"linewidth": 0.8}
-        )
+        panel.bar(at, heights, width, yerr=errors, label=case, color=COLORS[i], error_kw={"linewidth": 0.8})
     panel.set_xticks(range(len(datasets)), [dataset.split("/", 1)[-1] for dataset in datasets])
     panel.set_ylabel(label)
     panel.set_title(title, fontsize=10)
@@ -269,8 +267,8 @@ def draw(
     FigureCanvasAgg(figure).print_figure(path, dpi=160, format="png")
 
 
-# Okabe and Ito's pairs of a pale and a strong colour, told apart by colour-blind readers too
-COLORS = ("#9ECAE1", "#0072B2", "#FDCB8A", "#D55E00", "#A8DDB5", "#009E73", "#CC79A7", "#555555")
+# pairs of a pale and a strong colour after Okabe and Ito, told apart by colour-blind readers too, and four more
+COLORS = ("#9ECAE1", "#0072B2", "#FDCB8A", "#D55E00", "#A8DDB5", "#009E73", "#CC79A7", "#6A3D9A", "#F0E442", "#555555")
 
 
 def parser(description: str | None, *, updates: int, seeds: Sequence[int]) -> argparse.ArgumentParser:

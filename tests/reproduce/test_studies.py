@@ -10,6 +10,7 @@ import ablate_width
 import pytest
 import table1
 import table2
+import table6
 import table7
 import tuning
 from matplotlib.figure import Figure
@@ -160,8 +161,16 @@ def test_results_of_other_settings_lie_beside_the_studys_own(tmp_path):
 
 
 @pytest.mark.parametrize("num_datasets", [1, 4])
-@pytest.mark.parametrize("cases", [("FF", "EDP"), tuple(f"TD3 EDP guidance_weight={i}" for i in range(6))], ids=len)
-def test_the_legend_of_a_picture_fits(tmp_path, monkeypatch, cases, num_datasets):
+@pytest.mark.parametrize(
+    "cases",
+    [
+        ("FF", "EDP"),
+        tuple(f"TD3 EDP guidance_weight={i}" for i in range(6)),
+        tuple(table6.CASES["iql"]),
+    ],
+    ids=len,
+)
+def test_the_legend_of_a_picture_fits_and_tells_all_apart(tmp_path, monkeypatch, cases, num_datasets):
     legends = []
     legend = Figure.legend
     monkeypatch.setattr(Figure, "legend", lambda *args, **options: legends.append(legend(*args, **options)))
@@ -171,3 +180,4 @@ def test_the_legend_of_a_picture_fits(tmp_path, monkeypatch, cases, num_datasets
     (drawn,) = legends
     box, whole = drawn.get_window_extent(), drawn.figure.bbox
     assert box.x0 >= 0 and box.x1 <= whole.x1
+    assert len({handle.get_facecolor() for handle in drawn.legend_handles}) == len(cases)
