@@ -65,7 +65,7 @@ class InlineExp(CustomGraphPass):
 
     On CPUs the compiler calls a library for every vector of an exponential; inline it needs no call. Where a gradient
     reads the exponential, too, it is written to memory: left alone, the compiler would compute the polynomial again in
-    every kernel of the backward pass, at four times the time of compilation.
+    every kernel of the backward pass, and take several times as long to compile.
 
     Examples:
         >>> from torchrl_edp.modules.networks import fast_mish
