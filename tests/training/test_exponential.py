@@ -7,7 +7,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from training_helpers import compile_and_count
 
 from torchrl_edp.modules.networks import fast_mish
-from torchrl_edp.training.exponential import InlineExp, keep, saturating_exp
+from torchrl_edp.training.exponential import InlineExp, saturating_exp
+from torchrl_edp.training.rewrite import write
 
 aten = torch.ops.aten
 
@@ -90,7 +91,7 @@ def test_a_compiled_update_computes_the_exponential_once(function, kept):
     x = torch.linspace(-100, 30, 4001, requires_grad=function is mish_and_slope)
 
     def counted(graph):
-        return exps(graph), len(graph.find_nodes(op="call_function", target=keep))
+        return exps(graph), len(graph.find_nodes(op="call_function", target=write))
 
     result, counts = compile_and_count(function, counted, x)
     torch.testing.assert_close(result, function(x), rtol=1e-5, atol=1e-5)

@@ -1,6 +1,7 @@
 """The update: against the same step written by hand, and each of its options."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -99,15 +100,18 @@ def test_same_seed_same_weights():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using lock_")  # tensordict, when to_module is compiled
 @pytest.mark.parametrize(
-    ("name", "order", "dtype", "tolerance"),
+    ("name", "order", "dtype", "tolerance", "onednn"),
     [
-        ("iql", "joint", torch.float32, 1e-5),
-        ("iql", "sequential", torch.float64, 1e-10),
-        ("td3", "joint", torch.float64, 1e-10),
-        ("crr", "sequential", torch.float32, 1e-5),
+        ("iql", "joint", torch.float32, 1e-5, False),
+        ("iql", "sequential", torch.float64, 1e-10, False),
+        ("td3", "joint", torch.float64, 1e-10, False),
+        ("td3", "sequential", torch.float64, 1e-10, True),
+        ("crr", "sequential", torch.float32, 1e-5, False),
     ],
 )
-def test_the_compiled_update_is_the_eager_one(name, order, dtype, tolerance):
+def test_the_compiled_update_is_the_eager_one(name, order, dtype, tolerance, onednn, monkeypatch):
+    if onednn:  # as it looks to the update: the products themselves, which may be rounded, are not oneDNN's here
+        monkeypatch.setattr(torch.backends.mkldnn, "matmul", SimpleNamespace(fp32_precision="bf16"))
     options = {"update_order": order, "decay": "cosine", "gradient_steps": 200, "actor_start": 3}
     options["return_steps"] = 1 if name == "iql" else 3
     results = [run(make_state(name, dtype, compile=compile, **options), 100) for compile in (False, True)]

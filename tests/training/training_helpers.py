@@ -79,7 +79,7 @@ def make_policy(loss: EDPLoss) -> EnvironmentPolicy:
     return EnvironmentPolicy(selector, normalizer, ActionScaler([-2.0] * ACTIONS, [2.0] * ACTIONS))
 
 
-def compile_and_count(function, count, *inputs):
+def compile_and_count(function, count, *inputs, onednn=False):
     """What ``function`` gives, compiled as an update is, and ``count(graph)`` before and after the update's passes."""
     counts = []
 
@@ -90,7 +90,7 @@ def compile_and_count(function, count, *inputs):
         def uuid(self):
             return None  # nothing is taken from the cache, where no pass would run
 
-    passes = state._CPU_OPTIONS["post_grad_custom_post_pass"]
-    options = state._CPU_OPTIONS | {"post_grad_custom_post_pass": [Count(), *passes, Count()]}
+    options = state.cpu_options(onednn=onednn)
+    options["post_grad_custom_post_pass"] = [Count(), *options["post_grad_custom_post_pass"], Count()]
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         return torch.compile(function, fullgraph=True, dynamic=False, options=options)(*inputs), counts

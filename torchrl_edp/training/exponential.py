@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-from torch._inductor.decomposition import select_decomp_table
-from torch._subclasses import FakeTensor
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from torchrl_edp.training import rewrite
 
 aten = torch.ops.aten
-keep = torch.ops.prims.inductor_force_stride_order.default  # the compiler's "write this to memory"
 
 HIGHEST = 20.0  # where Mish clamps what it takes the exponential of
 _HIGHEST_BITS = int(torch.tensor(HIGHEST).exp().view(torch.int32))
@@ -79,15 +77,10 @@ class InlineExp(CustomGraphPass):
             value = node.meta["val"]
             if clamp.target is not aten.clamp_max.default or clamp.args[1] != HIGHEST or value.dtype != torch.float32:
                 continue
-            (source,) = clamp.all_input_nodes
-            with cast(FakeTensor, value).fake_mode:
-                inline = make_fx(saturating_exp, select_decomp_table())(source.meta["val"])
-            (argument,) = inline.graph.find_nodes(op="placeholder")
             with graph.inserting_before(node):
-                result = graph.graph_copy(inline.graph, {argument: source})
+                result = rewrite.trace_into(graph, saturating_exp, *clamp.all_input_nodes)
                 if len(node.users) > 2:  # e (e + 2) reads it twice
-                    result = graph.call_function(keep, (result, list(value.stride())))
-                    result.meta["val"] = value
+                    result = rewrite.written(graph, result, value)
             node.replace_all_uses_with(result)
             graph.erase_node(node)
             if not clamp.users:
@@ -95,4 +88,4 @@ class InlineExp(CustomGraphPass):
 
     def uuid(self) -> Any:
         """Stands for the pass in the key of the compiler's cache."""
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__, rewrite.__file__))

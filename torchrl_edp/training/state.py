@@ -20,6 +20,7 @@ from torchrl_edp.training.exponential import InlineExp
 from torchrl_edp.training.finite import not_finite
 from torchrl_edp.training.layout import TransposeFactors
 from torchrl_edp.training.targets import EDPTargetUpdate
+from torchrl_edp.training.thin import InlineThinProducts
 
 _COMPILE_OPTIONS: dict[str, Any] = {
     # Nothing that a guard would look at changes during training, and checking guards costs a tenth of an update.
@@ -28,18 +29,22 @@ _COMPILE_OPTIONS: dict[str, Any] = {
     "size_asserts": False,
     "alignment_asserts": False,
 }
-# The calls of products come from C++, not from Python; the passes say what they do.
-_CPU_OPTIONS: dict[str, Any] = {
-    "cpp_wrapper": True,
-    "post_grad_custom_post_pass": [AddBiasLater(), InlineExp(), TransposeFactors()],
-    "cpp.enable_floating_point_contract_flag": "fast",  # a b + c in one instruction, for InlineExp
-}
 
 CHECK_EVERY = 100  # updates between two looks at what was not finite, where a look is a sync
 
 UpdateOrder = Literal["joint", "sequential"]
 Decay = Literal["none", "cosine"]
 _Updated = tuple[dict[str, Tensor], Tensor]  # metrics, and whether all was finite
+
+
+def cpu_options(*, onednn: bool) -> dict[str, Any]:
+    """The compiler's options on CPUs: products are called from C++, not from Python; the passes say what they do."""
+    thin = [InlineThinProducts()] if onednn else []
+    return {
+        "cpp_wrapper": True,
+        "post_grad_custom_post_pass": [AddBiasLater(), *thin, InlineExp(), TransposeFactors()],
+        "cpp.enable_floating_point_contract_flag": "fast",  # a b + c in one instruction, for InlineExp
+    }
 
 
 class TrainState:
@@ -146,7 +151,9 @@ class TrainState:
             batch = self.buffer[: self.buffer.batch_size]
             for term in self._terms:
                 term(batch.expand(*self._seeds, *batch.batch_size).contiguous() if self._seeds else batch)
-        options = _COMPILE_OPTIONS | (_CPU_OPTIONS if self.device.type == "cpu" else {})
+        options = _COMPILE_OPTIONS
+        if self.device.type == "cpu":
+            options = options | cpu_options(onednn=torch.backends.mkldnn.matmul.fp32_precision == "bf16")  # type: ignore[attr-defined]
         # Without guards another state's graph would be taken for this one's: the function is compiled in isolation.
         compiled = torch.compile(  # type: ignore[call-overload]
             self._update, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options
