@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from feed_forward import iql_state, relu_work, td3_bc_state
-from harness import Case, interleave, report
+from harness import Case, interleave, report, use_onednn
 from work import Work, edp_state, gflop, product_list, products, tiny_work
 
 COLUMNS = ["case", "onednn", "per_second", "quartiles", "of_products"]
@@ -56,9 +56,10 @@ def run(work: Work, wanted: Sequence[str] | None, rounds: int, seconds: float) -
     """Time the wanted cases by both libraries."""
     cases = []
     for name, make in makers(work).items():
-        if wanted is None or name.startswith(tuple(wanted)):
-            update = make()
-            cases += [Case(name, update, onednn) for onednn in (False, True)]
+        for onednn in (False, True):
+            if wanted is None or name.startswith(tuple(wanted)):
+                use_onednn(onednn)  # what is compiled is fitted to the library
+                cases.append(Case(name, make(), onednn))
     rows = interleave(cases, rounds=rounds, seconds=seconds)
     limits = {(row["case"].split()[1], row["onednn"]): row["per_second"] for row in rows if "products" in row["case"]}
     for row in rows:

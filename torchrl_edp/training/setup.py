@@ -103,7 +103,7 @@ def choose_compile(wanted: bool | None, gradient_steps: int) -> bool:
 
 
 def set_matmul_precision(precision: str = "highest", *, onednn: bool = False) -> None:
-    """Say how this process computes float32 matrix products.
+    """Say how this process computes float32 matrix products, before a :class:`TrainState` compiles its update for it.
 
     oneDNN takes float32 products only once it is allowed to round them to bfloat16. Where it would do so, on processors
     with AMX, AMX is switched off; that has an effect before the process's first product by oneDNN only, so what
