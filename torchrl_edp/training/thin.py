@@ -18,8 +18,8 @@ THIN = 16  # terms, or columns
 class InlineThinProducts(CustomGraphPass):
     """Writes out products of few terms (actions into a first layer), few columns (out of a last one) or one row.
 
-    For where oneDNN computes them: a call of it costs more than such a product, one of MKL does not. A policy's sampling
-    has two of them in each of its 15 calls.
+    For where oneDNN computes them: a call of it costs more than such a product, one of MKL does not. A policy's
+    sampling has two of them in each of its 15 calls.
 
     Examples:
         >>> linear = torch.nn.Linear(64, 2)
