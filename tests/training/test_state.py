@@ -11,6 +11,7 @@ from torchrl.objectives import SoftUpdate
 from training_helpers import ACTIONS, OBSERVATIONS, make_data, make_loss, make_state, run
 
 from torchrl_edp import EDPActor, EDPTD3Loss, NoiseSchedule
+from torchrl_edp.modules import fused
 from torchrl_edp.training import EDPTargetUpdate, TrainState
 
 
@@ -105,6 +106,7 @@ def test_same_seed_same_weights():
         ("iql", "joint", torch.float32, 1e-5, False),
         ("iql", "sequential", torch.float64, 1e-10, False),
         ("td3", "joint", torch.float64, 1e-10, False),
+        ("td3", "joint", torch.float32, 1e-5, False),
         ("td3", "sequential", torch.float64, 1e-10, True),
         ("crr", "sequential", torch.float32, 1e-5, False),
     ],
@@ -120,6 +122,16 @@ def test_the_compiled_update_is_the_eager_one(name, order, dtype, tolerance, one
     assert ((compiled - eager).norm() / eager.norm()).item() < tolerance
     assert set(metrics) == set(eager_metrics)
     assert draw == eager_draw  # both took the same numbers from the generator
+
+
+@pytest.mark.parametrize("name", ["td3", "crr"])
+def test_the_kernel_that_samples_changes_nothing(name, monkeypatch):
+    used, _, used_draw = run(make_state(name, torch.float32), 100)
+    monkeypatch.setattr(fused, "_library", lambda: None)
+    plain, _, plain_draw = run(make_state(name, torch.float32), 100)
+    assert not torch.equal(used, plain)  # it was there
+    assert ((used - plain).norm() / plain.norm()).item() < 1e-5
+    assert used_draw == plain_draw
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import inspect
 from typing import Any
 
 from torchrl_edp.diffusion.schedule import NoiseSchedule
-from torchrl_edp.diffusion.solvers import SOLVERS, model_steps
+from torchrl_edp.diffusion.solvers import SOLVERS
+from torchrl_edp.diffusion.tables import model_steps
 
 _COMMON = ("num_calls", "bounds", "initial_noise_scale", "policy_scale")
 

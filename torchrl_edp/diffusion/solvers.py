@@ -16,9 +16,8 @@ differentiate, compile to one graph and export.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -224,25 +223,6 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
     "dpm_solver": dpm_solver,
     "dpm_solver_pp": dpm_solver_pp,
 }
-
-
-def model_steps(name: str, schedule: NoiseSchedule, **options: Any) -> list[float]:
-    """The diffusion steps at which the solver ``name`` with these options calls its model, in their order.
-
-    Examples:
-        >>> model_steps("ddim", NoiseSchedule(100), num_calls=4)
-        [99.0, 74.0, 49.0, 24.0]
-    """
-    steps: list[float] = []
-
-    def model(action: float, step: float) -> float:
-        steps.append(step)
-        return 0.0
-
-    solve: Any = SOLVERS[name]
-    draws: dict[str, Any] = {"step_noise": defaultdict(float)} if "step_noise" in solve.__kwdefaults__ else {}
-    solve(model, 0.0, schedule, **options | draws | {"bounds": None})
-    return steps
 
 
 def plan_orders(num_calls: int, order: int) -> list[int]:

@@ -15,8 +15,9 @@ from torch import Tensor, fx
 from torch._inductor.exc import InductorError
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from torchrl_edp.modules.actor import DiffusionSampler
+from torchrl_edp.modules.fused import fused_sampling
 from torchrl_edp.modules.networks import fast_mish
+from torchrl_edp.modules.sampler import DiffusionSampler
 
 aten = torch.ops.aten
 
@@ -43,7 +44,8 @@ class FrozenPolicy(TensorDictModuleBase):
         compile: compile the graphs (default); otherwise they run eagerly, without TensorDict's cost.
         onednn: on a CPU, take products from oneDNN, in float32, with the weights in its layout; otherwise generate
             them for the graph. None (default) generates them for up to 32 rows (observations times candidates), where
-            calls cost more than products.
+            calls cost more than products. The paper's noise network is called by a kernel of its own, whatever this
+            says, where the solver draws nothing.
 
     Raises:
         TypeError: if ``policy`` is no TensorDict module.
@@ -112,10 +114,13 @@ class FrozenPolicy(TensorDictModuleBase):
         devices = [inputs[0].device] if inputs[0].is_cuda else []
         # Tracing draws numbers; the caller's generator must not notice.
         with torch.no_grad(), torch.random.fork_rng(devices):
-            graph = fold_constants(make_fx(torch.func.functionalize(act), decompositions)(*inputs))
+            with fused_sampling() if self.compile_graphs else contextlib.nullcontext():
+                graph = fold_constants(make_fx(torch.func.functionalize(act), decompositions)(*inputs))
             return self._compile(graph, inputs) if self.compile_graphs else graph
 
     def _compile(self, graph: fx.GraphModule, inputs: list[Any]) -> Graph:
+        for node in graph.graph.find_nodes(op="placeholder"):
+            node.meta.clear()  # tracing left a fake tensor of a mode of its own for each, the compiler wants one mode
         options: dict[str, Any] = {"freezing": True, "fallback_random": True}
         if inputs[0].device.type != "cpu":
             return torch._inductor.compile(graph, inputs, options=options)

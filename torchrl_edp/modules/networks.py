@@ -137,24 +137,38 @@ class NoisePredictionMLP(nn.Module):
         by a subclass, a wrapper or a hook, is called as it is.
         """
         first, *rest = cast(Iterable[Any], self.net)
-        plain = type(self).forward is NoisePredictionMLP.forward and type(first).forward is nn.Linear.forward
-        if not plain or any(map(_has_hooks, (self, self.net, first))):
+        if not self.is_plain():
             return lambda action, step: self(action, _steps(step, action, action.shape[:-1]), observation)
-        sizes = [self.action_size, self.embedding.size, observation.shape[-1]]
-        by_action, by_step, by_observation = first.weight.split(sizes, 1)
-        if observation.ndim > 1 and observation.stride(0) == 0:  # candidates of the same observation
-            observation = observation[:1]
-        share = F.linear(observation, by_observation, first.bias)
-        embedded = self.embedding(torch.cat([_steps(step, observation, (1,)) for step in steps]))
-        biases = dict(zip(steps, F.linear(embedded, by_step).unbind(), strict=True))
+        by_action, share, biases = self.first_layer(observation, steps)
+        bias = dict(zip(steps, biases.unbind(), strict=True))
 
         def predict(noisy_action: Tensor, diffusion_step: float) -> Tensor:
-            features = F.linear(noisy_action, by_action, biases[diffusion_step]) + share
+            features = F.linear(noisy_action, by_action, bias[diffusion_step]) + share
             for layer in rest:
                 features = layer(features)
             return features
 
         return predict
+
+    def is_plain(self) -> bool:
+        """Whether no subclass, wrapper or hook changes what ``forward`` and the first layer do."""
+        first = cast(Any, self.net)[0]
+        plain = type(self).forward is NoisePredictionMLP.forward and type(first).forward is nn.Linear.forward
+        return plain and not any(map(has_hooks, (self, self.net, first)))
+
+    def first_layer(self, observation: Tensor, steps: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the first layer adds up: its weight for actions [H, A], the shares of observations and of ``steps``.
+
+        The share of observations [*B, O], with the bias, is [*B, H], or [1, ..., H] where those along the first
+        dimension are one that was expanded; that of ``steps`` is [len(steps), H].
+        """
+        first: Any = self.net[0]
+        sizes = [self.action_size, self.embedding.size, observation.shape[-1]]
+        by_action, by_step, by_observation = first.weight.split(sizes, 1)
+        if observation.ndim > 1 and observation.stride(0) == 0:  # candidates of the same observation
+            observation = observation[:1]
+        embedded = self.embedding(torch.cat([_steps(step, observation, (1,)) for step in steps]))
+        return by_action, F.linear(observation, by_observation, first.bias), F.linear(embedded, by_step)
 
 
 class QValueNetwork(nn.Module):
@@ -213,7 +227,8 @@ class ValueNetwork(nn.Module):
         return self.net(observation)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling ``module`` does more than its ``forward``."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

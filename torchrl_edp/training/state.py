@@ -13,6 +13,7 @@ from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
 from torchrl.objectives import LossModule
 
 from torchrl_edp.diffusion import check_interval
+from torchrl_edp.modules import fused_sampling
 from torchrl_edp.objectives import MultiSeedLoss
 from torchrl_edp.training.adam import NetworkOptimizer
 from torchrl_edp.training.bias import AddBiasLater
@@ -66,7 +67,8 @@ class TrainState:
             order of ``loss.sequential_terms`` (Alg. 1; IQL: V, then the policy weighted by the new V, then Q).
         policy_every: updates between two steps of the policy (TD3: 2); its gradient is computed at every one.
         compile: compile the update, from the batch to the targets, into one graph. It has the settings of loss and
-            actor that it was compiled with, at the first update: changing an attribute later has no effect.
+            actor that it was compiled with, at the first update: changing an attribute later has no effect. Either way
+            actions are sampled by :func:`~torchrl_edp.modules.fused_sampling`.
 
     Raises:
         ValueError: if an option is none of those above, a number is not positive, the buffer has no ``batch_size``, or
@@ -191,7 +193,8 @@ class TrainState:
         self.updates += 1
         if self.policy_every > 1:
             self._actor_due.fill_(self.updates % self.policy_every == 0)
-        metrics, valid = self._step(batch, index)
+        with fused_sampling():
+            metrics, valid = self._step(batch, index)
         self._unchecked.append((self.updates, metrics, valid))
         if len(self._unchecked) >= self.check_every:
             self.check()

@@ -1,0 +1,232 @@
+"""The kernel samples what the solver's steps and the network's layers do one by one."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from torchrl_edp.diffusion import NoiseSchedule
+from torchrl_edp.modules import DiffusionSampler, FrozenPolicy, NoisePredictionMLP, fused, fused_sampling
+from torchrl_edp.modules.actor import EDPActor
+
+OBSERVATION = 5
+BOUNDS = {
+    "none": lambda size: None,
+    "numbers": lambda size: (-0.8, 0.6),
+    "tensors": lambda size: (-torch.linspace(0.3, 1, size), torch.linspace(0.2, 1, size).double()),
+}
+SOLVERS = [
+    ("dpm_solver", {"num_calls": 6}),
+    ("dpm_solver", {"num_calls": 5, "solver_kwargs": {"order": 2, "spacing": "log_snr"}, "policy_scale": 0.7}),
+    ("dpm_solver", {"num_calls": 2, "solver_kwargs": {"order": 1, "end_time": 0.1}, "initial_noise_scale": 0.5}),
+    ("dpm_solver_pp", {"num_calls": 7, "solver_kwargs": {"end_time": 0.0}}),
+    ("dpm_solver_pp", {"num_calls": 1, "policy_scale": 1.3}),
+    ("ddim", {"num_calls": 4, "solver_kwargs": {"end_time": 0.02}}),
+]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The calls of the kernel, by rows."""
+    seen: list[int] = []
+    original = fused.sample_actions
+
+    def counted(network, noise, *rest):
+        seen.append(noise.shape[:-1].numel())
+        return original(network, noise, *rest)
+
+    monkeypatch.setattr("torchrl_edp.modules.sampler.sample_actions", counted)
+    return seen
+
+
+def make_sampler(sizes=(32, 32), action=3, network=None, **options):
+    if network is None:
+        network = NoisePredictionMLP(OBSERVATION, action, hidden_sizes=sizes)
+    return DiffusionSampler(network, action_size=action, **{"schedule": NoiseSchedule(50), "num_calls": 4} | options)
+
+
+def make_inputs(*shape, action=3):
+    return torch.randn(*shape, OBSERVATION), torch.randn(*shape, action)
+
+
+def check(sampler, observation, noise):
+    """The kernel's actions: near those of the steps in float64, about as near as those of the steps in float32."""
+    with torch.no_grad():
+        exact = copy.deepcopy(sampler).double().sample(observation.double(), noise.double())
+        steps = sampler.sample(observation, noise)
+        with fused_sampling():
+            actions = sampler.sample(observation, noise)
+    assert actions.shape == noise.shape and actions.dtype == torch.float32
+    if actions.numel():  # a solver may multiply rounding errors
+        allowed = 1e-5 * exact.abs().max().clamp_min(1) + 3 * (steps - exact).abs().max()
+        assert (actions - exact).abs().max() <= allowed
+    return actions
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("prediction", ["noise", "velocity"])
+@pytest.mark.parametrize(("solver", "options"), SOLVERS)
+def test_every_deterministic_solver(solver, options, prediction, bounds, calls):
+    sampler = make_sampler(solver=solver, prediction=prediction, bounds=BOUNDS[bounds](3), **options)
+    observation, noise = make_inputs(9)
+    actions = check(sampler, observation, noise)
+    assert calls == [9] and actions.std() > 0.1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 31, 33, 64, 100, 257])
+@pytest.mark.parametrize(("sizes", "action"), [((16,), 1), ((20, 48, 7), 3), ((64, 64), 16), ((33, 16), 17)])
+def test_every_size(sizes, action, rows, calls):
+    sampler = make_sampler(sizes, action)
+    observation, noise = make_inputs(rows, action=action)
+    check(sampler, observation, noise)
+    assert calls == [rows]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_the_rows(threads):
+    sampler = make_sampler()
+    observation, noise = make_inputs(101)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    check(sampler, observation, noise)
+    torch.set_num_threads(before)
+
+
+def test_candidates_share_their_observation():
+    sampler = make_sampler()
+    observation, noise = torch.randn(6, OBSERVATION), torch.randn(10, 6, 3)
+    actions = check(sampler, observation.expand(10, 6, OBSERVATION), noise)
+    torch.testing.assert_close(actions, check(sampler, observation.repeat(10, 1, 1), noise), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 0), (2, 3, 4)])
+def test_batches_of_any_shape(shape, calls):
+    sampler = make_sampler()
+    observation, noise = make_inputs(*shape)
+    actions = check(sampler, observation, noise)
+    assert calls == [math.prod(shape)] and actions.shape == noise.shape
+
+
+def test_mish_everywhere():
+    """One layer of one unit that multiplies by 1, as a probe; its output weight is 1 and the solver hands it on."""
+    x = torch.cat([torch.linspace(-100, 100, 4001), torch.tensor([0.0, 1e-30, -1e-30, 3e38])])[:, None]
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    network = fused.pack([(one, zero), (one, zero)])
+    table = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])  # the clean action is the network's output
+    bounds = torch.tensor([[-math.inf], [math.inf]])
+    shares = torch.zeros(1, fused.LANES)
+    values = fused.sample(x, shares, shares, network, table, bounds, [1, 1, 1])
+    expected = F.mish(x.double()).float()
+    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-35)
+
+
+def test_what_is_no_number_stays_none():
+    sampler = make_sampler()
+    observation, noise = make_inputs(20)
+    observation[3, 1] = math.nan
+    noise[17, 2] = math.nan
+    with torch.no_grad(), fused_sampling():
+        actions = sampler.sample(observation, noise)
+    assert actions.isnan().any(1).nonzero().flatten().tolist() == [3, 17]
+
+
+class Doubled(NoisePredictionMLP):
+    def forward(self, noisy_action, diffusion_step, observation):
+        return 2 * super().forward(noisy_action, diffusion_step, observation)
+
+
+def _hooked():
+    network = NoisePredictionMLP(OBSERVATION, 3, hidden_sizes=(8, 8))
+    network.net[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return network
+
+
+NETWORKS = {
+    "subclass": lambda: Doubled(OBSERVATION, 3, hidden_sizes=(8, 8)),
+    "hook": _hooked,
+    "relu": lambda: NoisePredictionMLP(OBSERVATION, 3, hidden_sizes=(8, 8), activation=nn.ReLU),
+    "layer norm": lambda: NoisePredictionMLP(OBSERVATION, 3, hidden_sizes=(8, 8), layer_norm=True),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_other_networks_are_called_layer_by_layer(name, calls):
+    sampler = make_sampler(network=NETWORKS[name]())
+    observation, noise = make_inputs(4)
+    check(sampler, observation, noise)
+    assert not calls
+
+
+def test_gradients_draws_and_other_types_go_step_by_step(calls):
+    sampler = make_sampler()
+    observation, noise = make_inputs(4)
+    with fused_sampling():
+        assert sampler.sample(observation, noise).requires_grad
+        with torch.no_grad():
+            sampler.double().sample(observation.double(), noise.double())
+            sampler.float()
+            sampler.sample(observation, noise, order=2)
+            with torch.autocast("cpu"):
+                sampler.sample(observation, noise)
+            make_sampler(solver="ddim", solver_kwargs={"eta": 0.5}).sample(observation, noise)
+            make_sampler(solver="ddpm", num_calls=None).sample(observation, noise)
+    with torch.no_grad():
+        sampler.sample(observation, noise)
+    assert not calls
+
+
+def test_without_a_compiler_nothing_changes(monkeypatch, calls):
+    monkeypatch.setattr(fused, "_library", lambda: None)
+    sampler = make_sampler()
+    observation, noise = make_inputs(4)
+    check(sampler, observation, noise)
+    assert not calls
+    with pytest.raises(RuntimeError, match="cannot be compiled here"):
+        fused.sample(*[torch.zeros(1, 1)] * 6, [1, 1])
+
+
+def test_seeds_by_vmap():
+    samplers = [make_sampler() for _ in range(3)]
+    params, _ = torch.func.stack_module_state(samplers)
+    observation, noise = torch.randn(3, 8, OBSERVATION), torch.randn(8, 3)
+
+    def sample(params, observation):
+        return torch.func.functional_call(samplers[0], params, (observation, noise))
+
+    with torch.no_grad(), fused_sampling():
+        actions = torch.func.vmap(sample)(params, observation)
+    for seed, sampler in enumerate(samplers):
+        torch.testing.assert_close(actions[seed], check(sampler, observation[seed], noise), rtol=1e-5, atol=1e-5)
+
+
+def test_changed_settings_and_weights_are_seen():
+    sampler = make_sampler(bounds=None)
+    observation, noise = make_inputs(4)
+    first = check(sampler, observation, noise)
+    sampler.num_calls, sampler.policy_scale, sampler.solver = 7, 0.5, "dpm_solver_pp"
+    second = check(sampler, observation, noise)
+    with torch.no_grad():
+        sampler.noise_network.net[2].weight.mul_(-3)
+    third = check(sampler, observation, noise)
+    assert (first - second).abs().max() > 1e-3 and (second - third).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_compiled_and_frozen(calls):
+    sampler = make_sampler()
+    observation, noise = make_inputs(6)
+    expected = check(sampler, observation, noise)
+    actor = EDPActor(sampler.noise_network, schedule=sampler.schedule, num_calls=4)
+    calls.clear()
+    with torch.no_grad(), fused_sampling():
+        compiled = torch.compile(sampler.sample, fullgraph=True)(observation, noise)
+    assert calls == [6]
+    torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(FrozenPolicy(actor).act(observation, noise), expected, rtol=1e-5, atol=1e-5)
+    assert len(calls) > 1  # tracing called it

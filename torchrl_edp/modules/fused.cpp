@@ -1,0 +1,176 @@
+// Samples actions with the noise network of the paper: an MLP with Mish, called at every step of a solver.
+//
+// Rows do not depend on each other, so a thread takes some of them through all calls and layers: nothing waits for
+// another thread and what a layer gives stays in the cache. Weights come in panels of LANES outputs, [panel][input][LANE],
+// biases and activations in rows padded by zeros to whole panels. See fused.py for what calls this.
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+constexpr int64_t LANES = 16;
+constexpr int64_t BLOCK = 32;  // most rows that a thread takes at a time
+#ifdef __AVX512F__
+constexpr int ROWS = 8, PANELS = 2;  // of a tile, whose sums are kept in registers
+#else
+constexpr int ROWS = 4, PANELS = 1;
+#endif
+
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+
+inline Vector splat(float x) { return x - Vector{}; }
+inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+inline void store(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
+inline int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
+
+// x n / (n + 2) with n = e (e + 2), e = exp(x) up to x = 20, beyond which Mish is x. The exponential is 2^k times a
+// polynomial in what is left of x / ln 2, as in training/exponential.py. Where x is not a number, neither is the result.
+inline Vector mish(Vector x) {
+  Vector scaled = x * 1.4426950408889634f;
+  scaled = scaled < -125.0f ? splat(-125.0f) : scaled;
+  scaled = scaled > 28.853900817779268f ? splat(28.853900817779268f) : scaled;
+  Integers k = __builtin_convertvector(scaled + 128.5f, Integers) - 128;  // rounds down: the sum is positive
+  Vector f = scaled - __builtin_convertvector(k, Vector);
+  Vector power = f * 1.3276472072484874e-3f + 9.675541429987111e-3f;
+  power = power * f + 5.5507132740786995e-2f;
+  power = power * f + 0.24022119722080745f;
+  power = power * f + 0.6931469670638869f;
+  power = power * f + 1.0000000716550383f;
+  Vector e = reinterpret_cast<Vector>(reinterpret_cast<Integers>(power) + (k << 23));
+  Vector n = e * (e + 2.0f);
+  return x * (n / (n + 2.0f));
+}
+
+struct Layer {
+  int64_t inputs, outputs;
+  const float *weight, *bias;
+};
+
+// `height` rows by `width` panels of a layer's outputs; `shares` are rows to add before the activation, or null.
+template <int height, int width, bool activate>
+inline void tile(const Layer& layer, int64_t panel, const float* input, int64_t stride, const float* const* shares,
+                 float* output) {
+  const int64_t first = panel * LANES, out_stride = padded(layer.outputs);
+  const float* weight = layer.weight + first * layer.inputs;
+  Vector sums[height][width];
+#pragma GCC unroll 8
+  for (int row = 0; row < height; row++)
+#pragma GCC unroll 2
+    for (int column = 0; column < width; column++) {
+      sums[row][column] = load(layer.bias + first + column * LANES);
+      if (shares) sums[row][column] += load(shares[row] + first + column * LANES);
+    }
+  for (int64_t i = 0; i < layer.inputs; i++) {
+    Vector weights[width];
+#pragma GCC unroll 2
+    for (int column = 0; column < width; column++) weights[column] = load(weight + (column * layer.inputs + i) * LANES);
+#pragma GCC unroll 8
+    for (int row = 0; row < height; row++) {
+      const Vector value = splat(input[row * stride + i]);
+#pragma GCC unroll 2
+      for (int column = 0; column < width; column++) sums[row][column] += value * weights[column];
+    }
+  }
+#pragma GCC unroll 8
+  for (int row = 0; row < height; row++)
+#pragma GCC unroll 2
+    for (int column = 0; column < width; column++) {
+      const Vector sum = sums[row][column];
+      store(output + row * out_stride + first + column * LANES, activate ? mish(sum) : sum);
+    }
+}
+
+// All rows from `row` on, as many at a time as are left.
+template <int height, int width, bool activate>
+inline void panels(const Layer& layer, int64_t panel, int64_t row, int64_t rows, const float* input, int64_t stride,
+                   const float* const* shares, float* output) {
+  for (; row + height <= rows; row += height)
+    tile<height, width, activate>(layer, panel, input + row * stride, stride, shares ? shares + row : nullptr,
+                                  output + row * padded(layer.outputs));
+  if constexpr (height > 1)
+    panels<height / 2, width, activate>(layer, panel, row, rows, input, stride, shares, output);
+}
+
+template <bool activate>
+void apply(const Layer& layer, int64_t rows, const float* input, int64_t stride, const float* const* shares,
+           float* output) {
+  const int64_t count = padded(layer.outputs) / LANES;
+  int64_t panel = 0;
+  for (; panel + PANELS <= count; panel += PANELS)
+    panels<ROWS, PANELS, activate>(layer, panel, 0, rows, input, stride, shares, output);
+  for (; panel < count; panel++) panels<ROWS, 1, activate>(layer, panel, 0, rows, input, stride, shares, output);
+}
+
+}  // namespace
+
+// Args: noise [rows, A]; shares [share_rows, H], those of the observations in the first layer, repeated for further rows;
+// step_biases [calls, H], those of the steps; network: weight and bias of all layers of `widths`, one after the other
+// (the first one's bias is not read); table [calls + 1, calls + 3]: a row has the share of the noise and of every clean
+// action in what the network is given (last row: in the result), then that of the network's input and output in the
+// clean action; bounds [2, A]; actions [rows, A], the result. H is padded.
+extern "C" void sample(const float* noise, const float* shares, const float* step_biases, const float* network,
+                       const float* table, const float* bounds, float* actions, const int64_t* widths, int64_t layers,
+                       int64_t calls, int64_t rows, int64_t share_rows, int threads) {
+  if (rows == 0) return;
+  const int64_t size = widths[0], stride = padded(size), hidden = padded(widths[1]), columns = calls + 3;
+  std::vector<Layer> stack(layers);
+  int64_t widest = 0;
+  for (int64_t i = 0; i < layers; i++) {
+    const float* bias = network + widths[i] * padded(widths[i + 1]);
+    stack[i] = {widths[i], widths[i + 1], network, bias};
+    network = bias + padded(widths[i + 1]);
+    widest = std::max(widest, padded(widths[i + 1]));
+  }
+  const int64_t rounds = (rows + threads * BLOCK - 1) / (threads * BLOCK);  // blocks of each thread
+  const int64_t block = (rows + threads * rounds - 1) / (threads * rounds);
+  const int64_t history = block * stride;  // of one vector per row
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> memory(2 * block * widest + (calls + 2) * history);
+    float *one = memory.data(), *other = one + block * widest;
+    float *start = other + block * widest, *input = start + history, *clean = input + history;
+    const float* own[BLOCK];
+#pragma omp for schedule(dynamic)
+    for (int64_t first = 0; first < rows; first += block) {
+      const int64_t count = std::min(block, rows - first);
+      for (int64_t row = 0; row < count; row++) {
+        std::copy_n(noise + (first + row) * size, size, start + row * stride);
+        own[row] = shares + (first + row) % share_rows * hidden;
+      }
+      for (int64_t call = 0;; call++) {
+        const float* line = table + call * columns;
+        for (int64_t i = 0; i < count * stride; i += LANES) {
+          Vector sum = line[0] * load(start + i);
+          for (int64_t past = 0; past < call; past++)
+            if (line[1 + past] != 0) sum += line[1 + past] * load(clean + past * history + i);
+          store(input + i, sum);
+        }
+        if (call == calls) break;
+        float *from = one, *to = other;
+        Layer entry = stack[0];
+        entry.bias = step_biases + call * hidden;
+        apply<true>(entry, count, input, stride, own, from);
+        for (int64_t i = 1; i < layers; i++) {
+          const int64_t width = padded(widths[i]);
+          if (i + 1 < layers)
+            apply<true>(stack[i], count, from, width, nullptr, to);
+          else
+            apply<false>(stack[i], count, from, width, nullptr, to);
+          std::swap(from, to);
+        }
+        for (int64_t row = 0; row < count; row++)
+          for (int64_t i = 0; i < size; i++) {
+            const int64_t at = row * stride + i;
+            float value = line[calls + 1] * input[at] + line[calls + 2] * from[at];
+            value = value < bounds[i] ? bounds[i] : value;
+            clean[call * history + at] = value > bounds[size + i] ? bounds[size + i] : value;
+          }
+      }
+      for (int64_t row = 0; row < count; row++)
+        std::copy_n(input + row * stride, size, actions + (first + row) * size);
+    }
+  }
+}

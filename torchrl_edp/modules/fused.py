@@ -1,0 +1,216 @@
+"""Sampling in one call: all steps of a solver and all layers of the noise network in a C++ kernel, on CPUs.
+
+Step by step, a sampler is some hundred products and activations, each of which threads share out and wait for, of
+weights laid out anew for every product. Here a thread takes its rows through all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._inductor import config
+from torch._inductor.codecache import CppCodeCache
+from torch._inductor.exc import CppCompileError
+from torch.nn import functional as F
+
+from torchrl_edp.diffusion import Bounds, NoiseSchedule, model_steps, solver_table
+from torchrl_edp.modules.networks import Mish, NoisePredictionMLP, has_hooks
+
+LANES = 16  # as in the kernel
+
+_on = False
+
+
+@contextlib.contextmanager
+def fused_sampling() -> Iterator[None]:
+    """Inside, actors sample by one call of a C++ kernel, all steps and layers, where it can take their place.
+
+    It does for :class:`NoisePredictionMLP` with Mish, unchanged, in float32 on a CPU, without gradients, and solvers
+    that draw nothing: ``dpm_solver``, ``dpm_solver_pp``, and ``ddim`` without ``eta``. All else samples step by step.
+    What is compiled or traced inside keeps it. The update of a :class:`~torchrl_edp.training.TrainState` and
+    :class:`FrozenPolicy` use it by themselves.
+
+    The kernel is compiled when it is first needed, which takes seconds, and kept in the compiler's cache. Without
+    GCC or Clang nothing changes.
+
+    Examples:
+        >>> from torchrl_edp.modules import DiffusionSampler, NoisePredictionMLP
+        >>> sampler = DiffusionSampler(NoisePredictionMLP(11, 3), action_size=3)
+        >>> with torch.no_grad(), fused_sampling():
+        ...     sampler.sample(torch.zeros(4, 11), torch.randn(4, 3)).shape
+        torch.Size([4, 3])
+    """
+    global _on
+    before, _on = _on, True
+    try:
+        yield
+    finally:
+        _on = before
+
+
+PLANNED = ("dpm_solver", "dpm_solver_pp", "ddim")  # solvers that draw nothing; the last one if its eta is 0
+
+Plan = tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]  # the steps of a solver's calls, and the kernel's table
+
+
+@functools.lru_cache
+def make_plan(solver: str, schedule: NoiseSchedule, prediction: str, options: tuple[tuple[str, Any], ...]) -> Plan:
+    """The steps at which a solver calls its model, and the table that :func:`sample` needs."""
+    given: dict[str, Any] = dict(options)
+    steps = model_steps(solver, schedule, **given)
+    rows = solver_table(solver, schedule, list(np.eye(len(steps) + 1)), **given)
+    shares = []  # of what the network is given and of what it gives, in the clean action
+    for step in steps:
+        alpha, sigma = schedule.alpha((step + 1) / schedule.num_steps), schedule.sigma((step + 1) / schedule.num_steps)
+        scale = sigma * given["policy_scale"]
+        shares.append((1 / alpha, -scale / alpha) if prediction == "noise" else ((1 - sigma * scale) / alpha, -scale))
+    table = (tuple([*row.tolist(), *share]) for row, share in zip(rows, [*shares, (0.0, 0.0)], strict=True))
+    return tuple(steps), tuple(table)
+
+
+def can_sample(network: nn.Module, noise: Tensor, observation: Tensor) -> bool:
+    """Whether to sample in one call, and the kernel knows this network, and inputs of these types and shapes."""
+    if not _on or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    if type(network) is not NoisePredictionMLP or not network.is_plain():
+        return False
+    layers: list[Any] = list(network.net)
+    linear, activations = layers[::2], layers[1::2]
+    known = all(type(layer) is nn.Linear for layer in linear) and all(type(f) in (Mish, nn.Mish) for f in activations)
+    if not known or any(has_hooks(layer) for layer in layers):
+        return False
+    values = noise, observation, layers[0].weight
+    float32 = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in values)
+    return float32 and noise.shape[:-1] == observation.shape[:-1] and _is_available()
+
+
+def sample_actions(
+    network: NoisePredictionMLP,
+    noise: Tensor,
+    observation: Tensor,
+    plan: Plan,
+    bounds: Bounds | None,
+) -> Tensor:
+    """Actions [*B, A] by the kernel, from ``noise`` [*B, A], given [*B, O]."""
+    steps, table = plan
+    by_action, share, biases = network.first_layer(observation, steps)
+    first, *rest = [layer for layer in network.net if type(layer) is nn.Linear]
+    layers = [(by_action, torch.zeros_like(first.bias)), *[(layer.weight, layer.bias) for layer in rest]]
+    low, high = (-math.inf, math.inf) if bounds is None else bounds
+    size = noise.shape[-1]
+    limits = torch.stack([_row(low, size), _row(high, size)])
+    actions = sample(
+        noise.reshape(-1, size),
+        pad(share.reshape(-1, len(first.bias))),
+        pad(biases),
+        pack(layers),
+        torch.tensor(table, dtype=torch.float32),
+        limits,
+        [size, *[len(bias) for _, bias in layers]],
+    )
+    return actions.reshape(noise.shape)
+
+
+def _row(limit: float | Tensor, size: int) -> Tensor:
+    if isinstance(limit, Tensor):
+        return limit.to("cpu", torch.float32)
+    return torch.full((size,), limit, dtype=torch.float32)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    source = Path(__file__).with_suffix(".cpp").read_text()
+    try:
+        with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):  # a b + c in one instruction
+            return CppCodeCache.load(source, needs_vec_isa=True)
+    except (CppCompileError, OSError):
+        return None
+
+
+@torch.compiler.assume_constant_result
+def _is_available() -> bool:
+    return _library() is not None
+
+
+def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Weights [out, in] and biases [out] of some layers as the kernel reads them: in one tensor, without dimensions.
+
+    Examples:
+        >>> pack([(torch.ones(20, 3), torch.ones(20))]).shape
+        torch.Size([128])
+    """
+    parts = []
+    for weight, bias in layers:
+        panels = pad(weight.T).T.unflatten(0, (-1, LANES))
+        parts += [panels.transpose(1, 2).flatten(), pad(bias)]
+    return torch.cat(parts)
+
+
+def pad(values: Tensor) -> Tensor:
+    """``values`` [..., width] with zeros up to whole vectors.
+
+    Examples:
+        >>> pad(torch.ones(2, 20)).shape
+        torch.Size([2, 32])
+    """
+    return F.pad(values, (0, -values.shape[-1] % LANES))
+
+
+@torch.library.custom_op("torchrl_edp::sample", mutates_args=())
+def sample(
+    noise: Tensor,
+    shares: Tensor,
+    step_biases: Tensor,
+    network: Tensor,
+    table: Tensor,
+    bounds: Tensor,
+    widths: Sequence[int],
+) -> Tensor:
+    """Actions [rows, A] from ``noise`` [rows, A].
+
+    Args:
+        noise: what the solver starts from.
+        shares: the observations' shares in the first layer [share_rows, H], padded; further rows repeat them.
+        step_biases: the steps' shares in the first layer [calls, H], padded.
+        network: the noise network's layers, the first one for actions alone, by :func:`pack`.
+        table: by :func:`torchrl_edp.diffusion.solver_table` [calls + 1, calls + 1], and two more columns: the shares
+            that the input and the output of the network's call have in the clean action (see :func:`make_plan`).
+        bounds: of clean actions [2, A].
+        widths: A, those of the hidden layers, A.
+    """
+    library = _library()
+    if library is None:
+        raise RuntimeError("This graph samples by a kernel that cannot be compiled here: trace it here anew.")
+    inputs = [x.contiguous() for x in (noise, shares, step_biases, network, table, bounds)]
+    actions = torch.empty_like(inputs[0])
+    pointers = [ctypes.c_void_p(x.data_ptr()) for x in (*inputs, actions)]
+    sizes = [len(widths) - 1, len(step_biases), len(noise), len(shares)]
+    library.sample(
+        *pointers, (ctypes.c_int64 * len(widths))(*widths), *map(ctypes.c_int64, sizes), torch.get_num_threads()
+    )
+    return actions
+
+
+@sample.register_fake
+def _(noise: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(noise, memory_format=torch.contiguous_format)
+
+
+@sample.register_vmap
+def _(info: Any, in_dims: Sequence[Any], *inputs: Any) -> tuple[Tensor, int]:
+    """One call per seed."""
+    *tensors, widths = inputs
+    own = [
+        [value] * info.batch_size if dim is None else value.unbind(dim)
+        for value, dim in zip(tensors, in_dims[:-1], strict=True)
+    ]
+    return torch.stack([sample(*values, widths) for values in zip(*own, strict=True)]), 0
