@@ -21,6 +21,10 @@ from tqdm import tqdm
 
 from torchrl_edp.training import set_matmul_precision
 
+# Before the process's first product, after which AMX stays on: without it oneDNN's products are float32.
+set_matmul_precision(onednn=True)
+set_matmul_precision()
+
 
 @dataclass
 class Case:
@@ -40,8 +44,14 @@ class Case:
 
 
 def use_onednn(on: bool) -> None:
-    """Send float32 matrix products to oneDNN, or back to the default library (MKL on x86)."""
+    """Send float32 matrix products to oneDNN, or back to the default library (MKL on x86).
+
+    Raises:
+        RuntimeError: if oneDNN would round them: what is timed would be the default library's.
+    """
     set_matmul_precision(onednn=on)
+    if on and torch.backends.mkldnn.matmul.fp32_precision != "bf16":  # type: ignore[attr-defined]
+        raise RuntimeError("oneDNN computes no float32 products here: nothing would be timed under its name.")
 
 
 def interleave(cases: Sequence[Case], *, rounds: int, seconds: float, warm_up: int = 3) -> list[dict[str, Any]]:

@@ -73,8 +73,8 @@ def main() -> None:
     """Parse the command line, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", help="how wanted names start; all cases by default")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a case's turn")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--seconds", type=float, default=0.4, help="of a case's turn")
     parser.add_argument("--device", help="torch device; the CPU by default")
     parser.add_argument("--output", help="where to write results, without suffix")
     parser.add_argument("--tiny", action="store_true", help="a size at which only the script is tested")
