@@ -8,7 +8,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config, cpp_builder
 from torch.nn import functional as F
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_edp.diffusion import NoiseSchedule
 from torchrl_edp.modules import DiffusionSampler, FrozenPolicy, NoisePredictionMLP, fused, fused_sampling
@@ -87,21 +89,27 @@ def test_every_size(sizes, action, rows, calls):
     assert calls == [rows]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_share_the_rows(threads):
-    sampler = make_sampler()
-    observation, noise = make_inputs(101)
+@pytest.fixture
+def set_num_threads():
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    check(sampler, observation, noise)
+    yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
-def test_candidates_share_their_observation():
+@pytest.mark.parametrize("rows", [1, 3, 101])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_the_rows(threads, rows, set_num_threads, calls):
+    set_num_threads(threads)
+    check(make_sampler(), *make_inputs(rows))
+    assert calls == [rows]
+
+
+def test_candidates_share_their_observation(calls):
     sampler = make_sampler()
     observation, noise = torch.randn(6, OBSERVATION), torch.randn(10, 6, 3)
     actions = check(sampler, observation.expand(10, 6, OBSERVATION), noise)
     torch.testing.assert_close(actions, check(sampler, observation.repeat(10, 1, 1), noise), rtol=1e-5, atol=1e-5)
+    assert calls == [60, 60]
 
 
 @pytest.mark.parametrize("shape", [(), (2, 0), (2, 3, 4)])
@@ -125,7 +133,7 @@ def test_mish_everywhere():
     torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-35)
 
 
-def test_what_is_no_number_stays_none():
+def test_what_is_no_number_stays_none(calls):
     sampler = make_sampler()
     observation, noise = make_inputs(20)
     observation[3, 1] = math.nan
@@ -133,6 +141,7 @@ def test_what_is_no_number_stays_none():
     with torch.no_grad(), fused_sampling():
         actions = sampler.sample(observation, noise)
     assert actions.isnan().any(1).nonzero().flatten().tolist() == [3, 17]
+    assert calls == [20]
 
 
 class Doubled(NoisePredictionMLP):
@@ -146,7 +155,15 @@ def _hooked():
     return network
 
 
+def _replaced_forward():
+    network = NoisePredictionMLP(OBSERVATION, 3, hidden_sizes=(8, 8))
+    network.net[3].forward = lambda x: 2 * x
+    return network
+
+
 NETWORKS = {
+    "no hidden layer": lambda: NoisePredictionMLP(OBSERVATION, 3, hidden_sizes=()),
+    "replaced forward": _replaced_forward,
     "subclass": lambda: Doubled(OBSERVATION, 3, hidden_sizes=(8, 8)),
     "hook": _hooked,
     "relu": lambda: NoisePredictionMLP(OBSERVATION, 3, hidden_sizes=(8, 8), activation=nn.ReLU),
@@ -180,17 +197,61 @@ def test_gradients_draws_and_other_types_go_step_by_step(calls):
     assert not calls
 
 
-def test_without_a_compiler_nothing_changes(monkeypatch, calls):
-    monkeypatch.setattr(fused, "_library", lambda: None)
-    sampler = make_sampler()
-    observation, noise = make_inputs(4)
-    check(sampler, observation, noise)
+@pytest.fixture
+def no_compiler():
+    """A machine without a compiler."""
+    cpp_builder.cpp_compiler_search.cache_clear()
+    fused._library.cache_clear()
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        yield
+    cpp_builder.cpp_compiler_search.cache_clear()
+    fused._library.cache_clear()
+
+
+def test_without_a_compiler_it_goes_step_by_step(no_compiler, calls):
+    with pytest.warns(UserWarning, match="step by step, the kernel cannot be compiled here"):
+        check(make_sampler(), *make_inputs(4))
+    check(make_sampler(), *make_inputs(4))  # says it once
     assert not calls
-    with pytest.raises(RuntimeError, match="cannot be compiled here"):
+    with pytest.raises(RuntimeError, match="by a kernel that cannot be compiled here"):
         fused.sample(*[torch.zeros(1, 1)] * 6, [1, 1])
 
 
-def test_seeds_by_vmap():
+def test_the_kernel_takes_nothing_that_does_not_fit():
+    values = [torch.zeros(4, 2), *[torch.zeros(1, 16)] * 2, torch.zeros(80), torch.zeros(2, 4), torch.zeros(2, 2)]
+    fused.sample(*values, [2, 1, 2])
+    for i, value in enumerate(values):
+        for wrong in (value.double(), torch.zeros(*value.shape[:-1], value.shape[-1] + 1)):
+            with pytest.raises(ValueError, match="Expected float32 tensors"):
+                fused.sample(*values[:i], wrong, *values[i + 1 :], [2, 1, 2])
+
+
+def test_noise_of_another_width_is_refused_as_without_the_kernel():
+    observation, noise = make_inputs(4, action=5)
+    with torch.no_grad(), fused_sampling(), pytest.raises(RuntimeError):
+        make_sampler().sample(observation, noise)
+
+
+def test_bounds_that_are_one_number_in_a_tensor(calls):
+    sampler = make_sampler()
+    sampler.bounds = (torch.tensor(-0.5), torch.tensor(0.4))
+    check(sampler, *make_inputs(4))
+    assert calls == [4]
+
+
+@pytest.mark.parametrize("solver", ["dpm_solver", "ddim"])
+def test_deterministic_actions(solver, calls):
+    actor = EDPActor(NoisePredictionMLP(OBSERVATION, 3, hidden_sizes=(8, 8)), solver=solver, num_calls=4)
+    observation = torch.randn(4, OBSERVATION)
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        steps = actor(observation=observation)
+        with fused_sampling():
+            actions = actor(observation=observation)
+    assert calls == [4]
+    torch.testing.assert_close(actions, steps, rtol=1e-4, atol=1e-5)
+
+
+def test_seeds_by_vmap(calls):
     samplers = [make_sampler() for _ in range(3)]
     params, _ = torch.func.stack_module_state(samplers)
     observation, noise = torch.randn(3, 8, OBSERVATION), torch.randn(8, 3)
@@ -200,11 +261,12 @@ def test_seeds_by_vmap():
 
     with torch.no_grad(), fused_sampling():
         actions = torch.func.vmap(sample)(params, observation)
+    assert calls == [8]
     for seed, sampler in enumerate(samplers):
         torch.testing.assert_close(actions[seed], check(sampler, observation[seed], noise), rtol=1e-5, atol=1e-5)
 
 
-def test_changed_settings_and_weights_are_seen():
+def test_changed_settings_and_weights_are_seen(calls):
     sampler = make_sampler(bounds=None)
     observation, noise = make_inputs(4)
     first = check(sampler, observation, noise)
@@ -214,11 +276,29 @@ def test_changed_settings_and_weights_are_seen():
         sampler.noise_network.net[2].weight.mul_(-3)
     third = check(sampler, observation, noise)
     assert (first - second).abs().max() > 1e-3 and (second - third).abs().max() > 1e-3
+    assert calls == [4, 4, 4]
+
+
+def test_compiled_it_takes_up_changed_settings(calls):
+    torch.compiler.reset()
+    sampler = make_sampler(bounds=None, prediction="velocity")
+    compiled = torch.compile(sampler.sample, fullgraph=True, backend="aot_eager")
+    observation, noise = make_inputs(6)
+    changes = [{}, {"num_calls": 3}, {"policy_scale": 0.5}, {"initial_noise_scale": 0.1}, {"prediction": "noise"}]
+    changes += [{"schedule": NoiseSchedule(20, "vp")}, {"solver_kwargs": {"end_time": 0.2}}, {"solver": "ddim"}]
+    for change in changes:
+        for name, value in change.items():
+            setattr(sampler, name, value)
+        with torch.no_grad(), fused_sampling():
+            actions = compiled(observation, noise)
+        torch.testing.assert_close(actions, check(sampler, observation, noise), rtol=1e-4, atol=1e-5)
+    assert len(calls) == 2 * len(changes)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_compiled_and_frozen(calls):
+    torch.compiler.reset()
     sampler = make_sampler()
     observation, noise = make_inputs(6)
     expected = check(sampler, observation, noise)

@@ -43,6 +43,7 @@ class EDPActor(SafeModule):
         initial_noise_key: optional input with the noise to start from.
 
     Examples:
+        >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl_edp.modules import NoisePredictionMLP
         >>> actor = EDPActor(NoisePredictionMLP(11, 3))

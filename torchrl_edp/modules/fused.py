@@ -10,6 +10,8 @@ import contextlib
 import ctypes
 import functools
 import math
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch._inductor import config
 from torch._inductor.codecache import CppCodeCache
-from torch._inductor.exc import CppCompileError
 from torch.nn import functional as F
 
 from torchrl_edp.diffusion import Bounds, NoiseSchedule, model_steps, solver_table
@@ -27,7 +28,8 @@ from torchrl_edp.modules.networks import Mish, NoisePredictionMLP, has_hooks
 
 LANES = 16  # as in the kernel
 
-_on = False
+_lock = threading.Lock()
+_depth = 0  # how many fused_sampling() are entered, by any thread
 
 
 @contextlib.contextmanager
@@ -36,11 +38,11 @@ def fused_sampling() -> Iterator[None]:
 
     It does for :class:`NoisePredictionMLP` with Mish, unchanged, in float32 on a CPU, without gradients, and solvers
     that draw nothing: ``dpm_solver``, ``dpm_solver_pp``, and ``ddim`` without ``eta``. All else samples step by step.
-    What is compiled or traced inside keeps it. The update of a :class:`~torchrl_edp.training.TrainState` and
-    :class:`FrozenPolicy` use it by themselves.
+    A graph that is compiled or traced inside calls the kernel from then on. The update of a
+    :class:`~torchrl_edp.training.TrainState` and a compiled :class:`FrozenPolicy` use it by themselves.
 
-    The kernel is compiled when it is first needed, which takes seconds, and kept in the compiler's cache. Without
-    GCC or Clang nothing changes.
+    The kernel is compiled when it is first needed, which takes seconds, and kept in the compiler's cache. Without a
+    compiler that knows vector types (GCC, Clang) actions are sampled step by step, with a warning.
 
     Examples:
         >>> from torchrl_edp.modules import DiffusionSampler, NoisePredictionMLP
@@ -49,20 +51,24 @@ def fused_sampling() -> Iterator[None]:
         ...     sampler.sample(torch.zeros(4, 11), torch.randn(4, 3)).shape
         torch.Size([4, 3])
     """
-    global _on
-    before, _on = _on, True
+    global _depth
+    with _lock:
+        _depth += 1
     try:
         yield
     finally:
-        _on = before
+        with _lock:
+            _depth -= 1
 
 
 PLANNED = ("dpm_solver", "dpm_solver_pp", "ddim")  # solvers that draw nothing; the last one if its eta is 0
 
+MOST_CALLS = 100  # the table has their square
+
 Plan = tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]  # the steps of a solver's calls, and the kernel's table
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=32)
 def make_plan(solver: str, schedule: NoiseSchedule, prediction: str, options: tuple[tuple[str, Any], ...]) -> Plan:
     """The steps at which a solver calls its model, and the table that :func:`sample` needs."""
     given: dict[str, Any] = dict(options)
@@ -79,18 +85,20 @@ def make_plan(solver: str, schedule: NoiseSchedule, prediction: str, options: tu
 
 def can_sample(network: nn.Module, noise: Tensor, observation: Tensor) -> bool:
     """Whether to sample in one call, and the kernel knows this network, and inputs of these types and shapes."""
-    if not _on or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if not _depth or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     if type(network) is not NoisePredictionMLP or not network.is_plain():
         return False
     layers: list[Any] = list(network.net)
     linear, activations = layers[::2], layers[1::2]
-    known = all(type(layer) is nn.Linear for layer in linear) and all(type(f) in (Mish, nn.Mish) for f in activations)
+    known = all(type(layer) is nn.Linear and layer.bias is not None for layer in linear) and len(layers) % 2 == 1
+    known = known and len(linear) > 1 and all(type(layer) in (Mish, nn.Mish) for layer in activations)
     if not known or any(has_hooks(layer) for layer in layers):
         return False
-    values = noise, observation, layers[0].weight
+    values = noise, observation, *[layer.weight for layer in linear]
     float32 = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in values)
-    return float32 and noise.shape[:-1] == observation.shape[:-1] and _is_available()
+    fits = noise.shape == (*observation.shape[:-1], network.action_size)
+    return float32 and fits and _is_available()
 
 
 def sample_actions(
@@ -122,7 +130,7 @@ def sample_actions(
 
 def _row(limit: float | Tensor, size: int) -> Tensor:
     if isinstance(limit, Tensor):
-        return limit.to("cpu", torch.float32)
+        return limit.to("cpu", torch.float32).expand(size)
     return torch.full((size,), limit, dtype=torch.float32)
 
 
@@ -132,7 +140,9 @@ def _library() -> ctypes.CDLL | None:
     try:
         with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):  # a b + c in one instruction
             return CppCodeCache.load(source, needs_vec_isa=True)
-    except (CppCompileError, OSError):
+    except Exception as error:  # there are many ways to lack a compiler
+        reason = str(error).partition("\n")[0]
+        warnings.warn(f"Actions are sampled step by step, the kernel cannot be compiled here: {reason}", stacklevel=2)
         return None
 
 
@@ -142,7 +152,7 @@ def _is_available() -> bool:
 
 
 def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Weights [out, in] and biases [out] of some layers as the kernel reads them: in one tensor, without dimensions.
+    """Weights [out, in] and biases [out] of some layers as the kernel reads them: one after the other, flat.
 
     Examples:
         >>> pack([(torch.ones(20, 3), torch.ones(20))]).shape
@@ -186,14 +196,32 @@ def sample(
             that the input and the output of the network's call have in the clean action (see :func:`make_plan`).
         bounds: of clean actions [2, A].
         widths: A, those of the hidden layers, A.
+
+    Raises:
+        ValueError: if sizes do not fit each other, or types are not float32.
+        RuntimeError: if the kernel cannot be compiled here.
     """
     library = _library()
     if library is None:
         raise RuntimeError("This graph samples by a kernel that cannot be compiled here: trace it here anew.")
     inputs = [x.contiguous() for x in (noise, shares, step_biases, network, table, bounds)]
+    padded = [width + -width % LANES for width in widths]
+    calls, size, hidden = len(step_biases), widths[0], padded[1]
+    length = sum((width + 1) * out for width, out in zip(widths, padded[1:], strict=False))
+    expected = [
+        (len(noise), size),
+        (len(shares), hidden),
+        (calls, hidden),
+        (length,),
+        (calls + 1, calls + 3),
+        (2, size),
+    ]
+    found = [tuple(x.shape) for x in inputs]
+    if found != expected or widths[-1] != size or any(x.dtype != torch.float32 or x.is_cuda for x in inputs):
+        raise ValueError(f"Expected float32 tensors {expected} on the CPU and {size} outputs, got {found}, {widths}.")
     actions = torch.empty_like(inputs[0])
     pointers = [ctypes.c_void_p(x.data_ptr()) for x in (*inputs, actions)]
-    sizes = [len(widths) - 1, len(step_biases), len(noise), len(shares)]
+    sizes = [len(widths) - 1, calls, len(noise), len(shares)]
     library.sample(
         *pointers, (ctypes.c_int64 * len(widths))(*widths), *map(ctypes.c_int64, sizes), torch.get_num_threads()
     )

@@ -154,7 +154,7 @@ class NoisePredictionMLP(nn.Module):
         """Whether no subclass, wrapper or hook changes what ``forward`` and the first layer do."""
         first = cast(Any, self.net)[0]
         plain = type(self).forward is NoisePredictionMLP.forward and type(first).forward is nn.Linear.forward
-        return plain and not any(map(has_hooks, (self, self.net, first)))
+        return plain and type(self.net) is MLP and not any(map(has_hooks, (self, self.net, first)))
 
     def first_layer(self, observation: Tensor, steps: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
         """What the first layer adds up: its weight for actions [H, A], the shares of observations and of ``steps``.
@@ -228,8 +228,8 @@ class ValueNetwork(nn.Module):
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling ``module`` does more than its ``forward``."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether calling ``module`` does more, or other things, than its class says."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
 def _steps(step: float, like: Tensor, shape: Sequence[int]) -> Tensor:

@@ -20,7 +20,7 @@ from torchrl_edp.diffusion import (
     model_steps,
 )
 from torchrl_edp.diffusion.process import check_bounds
-from torchrl_edp.modules.fused import PLANNED, Plan, can_sample, make_plan, sample_actions
+from torchrl_edp.modules.fused import MOST_CALLS, PLANNED, Plan, can_sample, make_plan, sample_actions
 
 Prediction = Literal["noise", "velocity"]
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -118,14 +118,16 @@ class DiffusionSampler(nn.Module):
 
         ``network`` is called in place of the noise network: with other parameters, or with checkpointing. A noise
         network that has ``condition(observation, steps)`` (as :class:`~torchrl_edp.modules.NoisePredictionMLP`) is
-        called through it.
+        called through it. Inside :func:`~torchrl_edp.modules.fused_sampling` it is not called at all where a kernel can
+        take its place.
         """
         options = self._options(**kwargs)
         bounds: Bounds | None = options["bounds"]
-        known = network is None and set(kwargs) <= {"bounds"} and self.solver in PLANNED and not options.get("eta")
-        if known and can_sample(self.noise_network, initial_noise, observation):
-            fused = sample_actions(self.noise_network, initial_noise, observation, self._plan(), bounds)  # type: ignore[arg-type]
-            return fused if bounds is None else clip(fused, bounds)
+        if network is None and self._is_planned(options, kwargs):
+            if can_sample(self.noise_network, initial_noise, observation):
+                plan = self._plan()
+                sampled = sample_actions(self.noise_network, initial_noise, observation, plan, bounds)  # type: ignore[arg-type]
+                return sampled if bounds is None else clip(sampled, bounds)
         predict = self._conditioned(observation, network, options)
 
         def model(noisy_action: Tensor, step: float) -> Tensor:
@@ -138,10 +140,32 @@ class DiffusionSampler(nn.Module):
         action = SOLVERS[self.solver](model, initial_noise, self.schedule, **options)
         return action if bounds is None else clip(action, bounds)
 
-    @torch.compiler.assume_constant_result
+    def _is_planned(self, options: dict[str, Any], changes: dict[str, Any]) -> bool:
+        """Whether the solver draws nothing and is, but for its bounds, the sampler's own."""
+        if self.solver not in PLANNED or options.get("eta") or not 1 <= (options["num_calls"] or 0) <= MOST_CALLS:
+            return False
+        return set(changes) <= ({"bounds", "step_noise"} if self.solver == "ddim" else {"bounds"})
+
     def _plan(self) -> Plan:
-        options = {name: value for name, value in self._options().items() if name != "bounds"}
-        return make_plan(self.solver, self.schedule, self.prediction, tuple(options.items()))
+        # Read here, so that a compiled graph is made anew where they change: it takes the plan as a constant.
+        schedule = self.schedule
+        hash(
+            (
+                self.prediction,
+                schedule.num_steps,
+                schedule.kind,
+                schedule.log_alpha(0.5),
+                *self._plan_options().values(),
+            )
+        )
+        return self._constant_plan()
+
+    @torch.compiler.assume_constant_result
+    def _constant_plan(self) -> Plan:
+        return make_plan(self.solver, self.schedule, self.prediction, tuple(self._plan_options().items()))
+
+    def _plan_options(self) -> dict[str, Any]:
+        return {name: value for name, value in self._options().items() if name not in ("bounds", "step_noise")}
 
     def check_options(self, **kwargs: Any) -> None:
         """Refuse what the solver cannot run, such as a number of calls that does not fit it; options as of `sample`."""
