@@ -218,12 +218,13 @@ def test_without_a_compiler_it_goes_step_by_step(no_compiler, calls):
 
 
 def test_the_kernel_takes_nothing_that_does_not_fit():
-    values = [torch.zeros(4, 2), *[torch.zeros(1, 16)] * 2, torch.zeros(80), torch.zeros(2, 4), torch.zeros(2, 2)]
-    fused.sample(*values, [2, 1, 2])
+    row, widths = torch.zeros(1, 16), [16, 16, 16]
+    values = [torch.zeros(4, 16), row, row, torch.zeros(2 * 17 * 16), torch.zeros(2, 4), torch.zeros(2, 16)]
+    fused.sample(*values, widths)
     for i, value in enumerate(values):
         for wrong in (value.double(), torch.zeros(*value.shape[:-1], value.shape[-1] + 1)):
             with pytest.raises(ValueError, match="Expected float32 tensors"):
-                fused.sample(*values[:i], wrong, *values[i + 1 :], [2, 1, 2])
+                fused.sample(*values[:i], wrong, *values[i + 1 :], widths)
 
 
 def test_noise_of_another_width_is_refused_as_without_the_kernel():

@@ -2,7 +2,8 @@
 //
 // Rows do not depend on each other, so a thread takes some of them through all calls and layers: nothing waits for
 // another thread and what a layer gives stays in the cache. Weights come in panels of LANES outputs, [panel][input][LANE],
-// biases and activations in rows padded by zeros to whole panels. See fused.py for what calls this.
+// biases and activations in rows padded by zeros to whole panels. See fused.py for what calls this and defines LANES: the
+// floats of one register, as vectors of other lengths would live in memory.
 
 #include <algorithm>
 #include <cstdint>
@@ -10,13 +11,9 @@
 
 namespace {
 
-constexpr int64_t LANES = 16;
 constexpr int64_t BLOCK = 32;  // most rows that a thread takes at a time
-#ifdef __AVX512F__
-constexpr int ROWS = 8, PANELS = 2;  // of a tile, whose sums are kept in registers
-#else
-constexpr int ROWS = 4, PANELS = 1;
-#endif
+// of a tile, whose sums are kept in registers; AVX2 has 16 of them, others 32
+constexpr int ROWS = LANES == 8 ? 4 : 8, PANELS = 2;
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));

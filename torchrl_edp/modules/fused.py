@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torchrl_edp.diffusion import Bounds, NoiseSchedule, model_steps, solver_table
 from torchrl_edp.modules.networks import Mish, NoisePredictionMLP, has_hooks
 
-LANES = 16  # as in the kernel
+LANES = {"AVX512": 16, "AVX2": 8}.get(torch.backends.cpu.get_cpu_capability(), 4)  # floats of a register
 
 _lock = threading.Lock()
 _depth = 0  # how many fused_sampling() are entered, by any thread
@@ -136,7 +136,7 @@ def _row(limit: float | Tensor, size: int) -> Tensor:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    source = Path(__file__).with_suffix(".cpp").read_text()
+    source = f"#define LANES {LANES}\n" + Path(__file__).with_suffix(".cpp").read_text()
     try:
         with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):  # a b + c in one instruction
             return CppCodeCache.load(source, needs_vec_isa=True)
@@ -155,8 +155,8 @@ def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Weights [out, in] and biases [out] of some layers as the kernel reads them: one after the other, flat.
 
     Examples:
-        >>> pack([(torch.ones(20, 3), torch.ones(20))]).shape
-        torch.Size([128])
+        >>> pack([(torch.ones(16, 3), torch.ones(16))]).shape
+        torch.Size([64])
     """
     parts = []
     for weight, bias in layers:
@@ -169,8 +169,8 @@ def pad(values: Tensor) -> Tensor:
     """``values`` [..., width] with zeros up to whole vectors.
 
     Examples:
-        >>> pad(torch.ones(2, 20)).shape
-        torch.Size([2, 32])
+        >>> pad(torch.ones(2, 15)).shape
+        torch.Size([2, 16])
     """
     return F.pad(values, (0, -values.shape[-1] % LANES))
 
