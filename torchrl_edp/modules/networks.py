@@ -136,7 +136,7 @@ class NoisePredictionMLP(nn.Module):
         and steps have in the first layer are computed once, here. A network whose ``forward`` or first layer does more,
         by a subclass, a wrapper or a hook, is called as it is.
         """
-        first, *rest = cast(Iterable[Any], self.net)
+        _, *rest = cast(Iterable[Any], self.net)
         if not self.is_plain():
             return lambda action, step: self(action, _steps(step, action, action.shape[:-1]), observation)
         by_action, share, biases = self.first_layer(observation, steps)

@@ -68,7 +68,7 @@ class TrainState:
         policy_every: updates between two steps of the policy (TD3: 2); its gradient is computed at every one.
         compile: compile the update, from the batch to the targets, into one graph. It has the settings of loss and
             actor that it was compiled with, at the first update: changing an attribute later has no effect. Either way
-            actions are sampled by :func:`~torchrl_edp.modules.fused_sampling`.
+            it samples inside :func:`~torchrl_edp.modules.fused_sampling`.
 
     Raises:
         ValueError: if an option is none of those above, a number is not positive, the buffer has no ``batch_size``, or
