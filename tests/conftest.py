@@ -17,6 +17,21 @@ torch.set_num_threads(1)
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 
 
+@pytest.fixture
+def no_compiler():
+    """A machine without a compiler for kernels."""
+    from torch._inductor import config, cpp_builder  # after what is set above
+
+    from torchrl_edp.modules import kernels
+
+    cpp_builder.cpp_compiler_search.cache_clear()
+    kernels.library.cache_clear()
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        yield
+    cpp_builder.cpp_compiler_search.cache_clear()
+    kernels.library.cache_clear()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the counted trials, marked long, and nothing else")
 

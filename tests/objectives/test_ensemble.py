@@ -6,12 +6,12 @@ import warnings
 
 import pytest
 import torch
-from loss_cases import OBS, A, make_loss, make_networks
+from loss_cases import OBS, A, gradients, make_data, make_loss, make_networks, seeded, spread
 from torch import nn
 from torchrl.modules import ValueOperator
 
 from torchrl_edp.modules import QValueNetwork
-from torchrl_edp.objectives.ensemble import independent_copies
+from torchrl_edp.objectives.ensemble import independent_copies, is_plain
 
 
 class Critic(nn.Module):
@@ -67,3 +67,43 @@ def test_networks_without_keys_or_parameters_are_refused(case):
                 make_loss(case, networks={**make_networks(2), name: plain})
         with pytest.raises(ValueError, match=f"{name} has lazy layers: call it once"):
             make_loss(case, networks={**make_networks(2), name: lazy})
+
+
+@pytest.mark.parametrize("heads", [{}, {"qvalue_normalization": "other"}, {"guidance_qvalue": "min"}])
+def test_plain_critics_are_called_without_vmap(case, heads, monkeypatch):
+    options = heads if case.name == "td3" else {}
+    loss, data = spread(make_loss(case, double=True, **options)), make_data(dtype=torch.float64)
+    calls: list[int] = []
+    plain = QValueNetwork.ensemble
+    monkeypatch.setattr(QValueNetwork, "ensemble", lambda *args, **kw: (calls.append(1), plain(*args, **kw))[1])
+    outputs = [seeded(loss, data.clone())]
+    assert calls
+    calls.clear()
+    for module in ("critics", "td3"):
+        monkeypatch.setattr(f"torchrl_edp.objectives.{module}.is_plain", lambda *_: False)
+    outputs.append(seeded(loss, data.clone()))
+    assert not calls
+    for name in outputs[0].keys():
+        torch.testing.assert_close(*[output[name] for output in outputs], rtol=1e-12, atol=1e-12)
+    found, expected = (gradients(loss, sum(output[name] for name in case.terms)) for output in outputs)
+    for name, gradient in expected.items():
+        assert (gradient is None) == (found[name] is None)
+        if gradient is not None:
+            torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_other_critics_are_called_as_they_are(case):
+    """A key of another name, a hook, a subclass."""
+
+    class Doubled(QValueNetwork):
+        def forward(self, observation, action):
+            return 2 * super().forward(observation, action)
+
+    for critic in (Doubled(OBS, A, hidden_sizes=(8,)), QValueNetwork(OBS, A, hidden_sizes=(8,))):
+        critics = [operator(critic)]
+        critics[0].register_forward_hook(lambda module, inputs, output: output)
+        loss = make_loss(case, 1, networks={**make_networks(), "qvalue_network": critics})
+        assert not is_plain(loss.qvalue_network, "state_action_value")
+    assert is_plain(operator(QValueNetwork(OBS, A)), "state_action_value")
+    assert not is_plain(operator(QValueNetwork(OBS, A)), "other")
+    assert not is_plain(operator(Doubled(OBS, A)), "state_action_value")

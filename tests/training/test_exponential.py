@@ -6,7 +6,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
 from training_helpers import compile_and_count
 
-from torchrl_edp.modules.networks import fast_mish
+from torchrl_edp.modules.mish import fast_mish
 from torchrl_edp.training.exponential import InlineExp, saturating_exp
 from torchrl_edp.training.rewrite import write
 

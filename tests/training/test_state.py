@@ -11,7 +11,7 @@ from torchrl.objectives import SoftUpdate
 from training_helpers import ACTIONS, OBSERVATIONS, make_data, make_loss, make_state, run
 
 from torchrl_edp import EDPActor, EDPTD3Loss, NoiseSchedule
-from torchrl_edp.modules import fused
+from torchrl_edp.modules import kernels
 from torchrl_edp.training import EDPTargetUpdate, TrainState
 
 
@@ -124,10 +124,10 @@ def test_the_compiled_update_is_the_eager_one(name, order, dtype, tolerance, one
     assert draw == eager_draw  # both took the same numbers from the generator
 
 
-@pytest.mark.parametrize("name", ["td3", "crr"])
-def test_the_kernel_that_samples_changes_nothing(name, monkeypatch):
+@pytest.mark.parametrize("name", ["iql", "td3", "crr"])
+def test_the_kernels_change_nothing(name, monkeypatch):
     used, _, used_draw = run(make_state(name, torch.float32), 100)
-    monkeypatch.setattr(fused, "_library", lambda: None)
+    monkeypatch.setattr(kernels, "library", lambda: None)
     plain, _, plain_draw = run(make_state(name, torch.float32), 100)
     assert not torch.equal(used, plain)  # it was there
     assert ((used - plain).norm() / plain.norm()).item() < 1e-5

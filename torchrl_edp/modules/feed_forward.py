@@ -11,7 +11,8 @@ from tensordict.nn import InteractionType, NormalParamExtractor, TensorDictModul
 from torch import nn
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
-from torchrl_edp.modules.networks import Mish, mlp
+from torchrl_edp.modules.mish import Mish
+from torchrl_edp.modules.networks import mlp
 
 
 def tanh_actor(

@@ -16,7 +16,7 @@ from torch._inductor.exc import InductorError
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torchrl_edp.modules.fused import fused_sampling
-from torchrl_edp.modules.networks import fast_mish
+from torchrl_edp.modules.mish import fast_mish
 from torchrl_edp.modules.sampler import DiffusionSampler
 
 aten = torch.ops.aten

@@ -10,30 +10,24 @@ import contextlib
 import ctypes
 import functools
 import math
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._inductor import config
-from torch._inductor.codecache import CppCodeCache
 from torch.nn import functional as F
 
 from torchrl_edp.diffusion import Bounds, NoiseSchedule, model_steps, solver_table
-from torchrl_edp.modules.networks import Mish, NoisePredictionMLP, has_hooks
+from torchrl_edp.modules import kernels
+from torchrl_edp.modules.fused_mlp import is_mish_mlp
+from torchrl_edp.modules.kernels import LANES, Switch
+from torchrl_edp.modules.networks import NoisePredictionMLP
 
-LANES = {"AVX512": 16, "AVX2": 8}.get(torch.backends.cpu.get_cpu_capability(), 4)  # floats of a register
-
-_lock = threading.Lock()
-_depth = 0  # how many fused_sampling() are entered, by any thread
+_switch = Switch()
 
 
-@contextlib.contextmanager
-def fused_sampling() -> Iterator[None]:
+def fused_sampling() -> contextlib.AbstractContextManager[None]:
     """Inside, actors sample by one call of a C++ kernel, all steps and layers, where it can take their place.
 
     It does for :class:`NoisePredictionMLP` with Mish, unchanged, in float32 on a CPU, without gradients, and solvers
@@ -51,14 +45,7 @@ def fused_sampling() -> Iterator[None]:
         ...     sampler.sample(torch.zeros(4, 11), torch.randn(4, 3)).shape
         torch.Size([4, 3])
     """
-    global _depth
-    with _lock:
-        _depth += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _depth -= 1
+    return _switch.on()
 
 
 PLANNED = ("dpm_solver", "dpm_solver_pp", "ddim")  # solvers that draw nothing; the last one if its eta is 0
@@ -85,20 +72,14 @@ def make_plan(solver: str, schedule: NoiseSchedule, prediction: str, options: tu
 
 def can_sample(network: nn.Module, noise: Tensor, observation: Tensor) -> bool:
     """Whether to sample in one call, and the kernel knows this network, and inputs of these types and shapes."""
-    if not _depth or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if not _switch.depth or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
-    if type(network) is not NoisePredictionMLP or not network.is_plain():
+    if type(network) is not NoisePredictionMLP or not network.is_plain() or not is_mish_mlp(network.net):
         return False
-    layers: list[Any] = list(network.net)
-    linear, activations = layers[::2], layers[1::2]
-    known = all(type(layer) is nn.Linear and layer.bias is not None for layer in linear) and len(layers) % 2 == 1
-    known = known and len(linear) > 1 and all(type(layer) in (Mish, nn.Mish) for layer in activations)
-    if not known or any(has_hooks(layer) for layer in layers):
-        return False
-    values = noise, observation, *[layer.weight for layer in linear]
+    values = noise, observation, *network.net.parameters()
     float32 = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in values)
     fits = noise.shape == (*observation.shape[:-1], network.action_size)
-    return float32 and fits and _is_available()
+    return len(network.net) > 1 and float32 and fits and _is_available()
 
 
 def sample_actions(
@@ -134,21 +115,9 @@ def _row(limit: float | Tensor, size: int) -> Tensor:
     return torch.full((size,), limit, dtype=torch.float32)
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    source = f"#define LANES {LANES}\n" + Path(__file__).with_suffix(".cpp").read_text()
-    try:
-        with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):  # a b + c in one instruction
-            return CppCodeCache.load(source, needs_vec_isa=True)
-    except Exception as error:  # there are many ways to lack a compiler
-        reason = str(error).partition("\n")[0]
-        warnings.warn(f"Actions are sampled step by step, the kernel cannot be compiled here: {reason}", stacklevel=2)
-        return None
-
-
 @torch.compiler.assume_constant_result
 def _is_available() -> bool:
-    return _library() is not None
+    return kernels.library() is not None
 
 
 def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -172,7 +141,8 @@ def pad(values: Tensor) -> Tensor:
         >>> pad(torch.ones(2, 15)).shape
         torch.Size([2, 16])
     """
-    return F.pad(values, (0, -values.shape[-1] % LANES))
+    missing = -values.shape[-1] % LANES
+    return F.pad(values, (0, missing)) if missing else values
 
 
 @torch.library.custom_op("torchrl_edp::sample", mutates_args=())
@@ -201,7 +171,7 @@ def sample(
         ValueError: if sizes do not fit each other, or types are not float32.
         RuntimeError: if the kernel cannot be compiled here.
     """
-    library = _library()
+    library = kernels.library()
     if library is None:
         raise RuntimeError("This graph samples by a kernel that cannot be compiled here: trace it here anew.")
     inputs = [x.contiguous() for x in (noise, shares, step_biases, network, table, bounds)]
@@ -220,11 +190,9 @@ def sample(
     if found != expected or widths[-1] != size or any(x.dtype != torch.float32 or x.is_cuda for x in inputs):
         raise ValueError(f"Expected float32 tensors {expected} on the CPU and {size} outputs, got {found}, {widths}.")
     actions = torch.empty_like(inputs[0])
-    pointers = [ctypes.c_void_p(x.data_ptr()) for x in (*inputs, actions)]
+    pointers = [x.data_ptr() for x in (*inputs, actions)]
     sizes = [len(widths) - 1, calls, len(noise), len(shares)]
-    library.sample(
-        *pointers, (ctypes.c_int64 * len(widths))(*widths), *map(ctypes.c_int64, sizes), torch.get_num_threads()
-    )
+    library.sample(*pointers, (ctypes.c_int64 * len(widths))(*widths), *sizes, torch.get_num_threads())
     return actions
 
 

@@ -10,49 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import MLP
 
+from torchrl_edp.modules.fused_mlp import apply, can_fuse, has_hooks, run_mlp
+from torchrl_edp.modules.mish import Mish
 
-class Mish(nn.Module):
-    """x tanh(softplus(x)), in a form with one exponential where it is faster.
-
-    With n = e (e + 2) and e = exp(x), Mish is x n / (n + 2): one exponential and one division instead of a chain of
-    transcendental functions. Compiled it is several times faster (error below 3e-7 of max(1, |Mish|) in float32), and
-    four times on a CPU without gradients, there by the sigmoid. Eager training keeps PyTorch's fused operator, which
-    records fewer autograd nodes; so do other devices, where each operation is a launch, and half precision, where n
-    overflows.
-
-    Examples:
-        >>> torch.allclose(Mish()(torch.tensor([1.0])), nn.functional.mish(torch.tensor([1.0])))
-        True
-
-    Source: https://arxiv.org/abs/1908.08681.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply Mish to every element."""
-        if x.dtype.itemsize >= 4 and torch.compiler.is_compiling():
-            return fast_mish(x)
-        if x.dtype.itemsize < 4 or torch.is_grad_enabled() or x.device.type != "cpu":
-            return F.mish(x)
-        # n / (n + 2) is h / (1 - h) with h = s - s^2 / 2, s = sigmoid(x): the fewest operations, mostly in place.
-        s = x.sigmoid()
-        h = torch.addcmul(s, s, s, value=-0.5)
-        return h.div_(1 - h).mul_(x)
-
-
-def fast_mish(x: Tensor) -> Tensor:
-    """Mish with one exponential, for float32 and better.
-
-    Examples:
-        >>> fast_mish(torch.zeros(2))
-        tensor([0., 0.])
-    """
-    e = x.clamp(max=20.0).exp()  # above, Mish is x
-    n = e * (e + 2)
-    return x * (n * (n + 2).reciprocal())  # a quotient would divide twice more in its gradient
+ELEMENTWISE = (Mish, nn.Mish, nn.ReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Tanh)
 
 
 class StepEmbedding(nn.Module):
@@ -86,7 +52,7 @@ class StepEmbedding(nn.Module):
         rates = torch.exp(rates * (-math.log(10_000.0) / (half - 1)))
         angles = steps.unsqueeze(-1) * rates
         features = torch.cat([angles.cos(), angles.sin()], -1)
-        return self.net(features.to(cast(nn.Linear, self.net[0]).weight.dtype))
+        return run_mlp(self.net, features.to(cast(nn.Linear, self.net[0]).weight.dtype))
 
 
 class NoisePredictionMLP(nn.Module):
@@ -127,7 +93,7 @@ class NoisePredictionMLP(nn.Module):
 
     def forward(self, noisy_action: Tensor, diffusion_step: Tensor, observation: Tensor) -> Tensor:
         """Predict the noise [*B, A] in ``noisy_action`` [*B, A] at ``diffusion_step`` [*B], given [*B, O]."""
-        return self.net(torch.cat([noisy_action, self.embedding(diffusion_step), observation], -1))
+        return run_mlp(self.net, torch.cat([noisy_action, self.embedding(diffusion_step), observation], -1))
 
     def condition(self, observation: Tensor, steps: Sequence[float]) -> Callable[[Tensor, float], Tensor]:
         """The network at a fixed ``observation`` [*B, O]: a function of noisy action [*B, A] and one of ``steps``.
@@ -200,7 +166,50 @@ class QValueNetwork(nn.Module):
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """The value [*B, 1] of ``action`` [*B, A] at ``observation`` [*B, O]."""
-        return self.net(torch.cat([observation, action], -1))
+        return run_mlp(self.net, torch.cat([observation, action], -1))
+
+    def ensemble(self, params: TensorDictBase, observation: Tensor, action: Tensor, *, frozen: Any = None) -> Tensor:
+        """Values [E, *B, 1] under E stacked sets of parameters, for networks that are :meth:`plain <is_plain>`.
+
+        It is what ``torch.vmap`` over parameters gives, without its cost, which eagerly is that of the products.
+        Samples are columns: so the gradients of weights come in the weights' layout.
+
+        Args:
+            params: those of this module, stacked along the first dimension.
+            observation: [*B, O].
+            action: [*B, A].
+            frozen: index of the first dimension; only these sets are used, and get no gradient. None for all.
+        """
+        features = torch.cat([observation, action], -1)
+        columns = features.reshape(-1, features.shape[-1]).T
+        layers = params.get("net")
+        linear = [name for name, layer in self.net.named_children() if type(layer) is nn.Linear]
+        values = [layers.get((name, kind)) for name in linear for kind in ("weight", "bias")]
+        if frozen is not None:
+            values = [value.detach()[frozen] for value in values]
+        if can_fuse(self.net, features):
+            columns = apply(columns, values)
+        else:
+            given = iter(values)
+            for layer in self.net:
+                if type(layer) is nn.Linear:
+                    weight, bias = next(given), next(given)
+                    columns = columns.expand(len(weight), *columns.shape[-2:])
+                    columns = torch.baddbmm(bias.unsqueeze(-1), weight, columns)
+                else:
+                    columns = layer(columns)
+        return columns.mT.reshape(len(columns), *features.shape[:-1], -1)
+
+    def is_plain(self) -> bool:
+        """Whether this is a chain of linear layers and elementwise activations that nothing changes."""
+        layers = list(self.net)
+        if type(self).forward is not QValueNetwork.forward or type(self.net) is not MLP:
+            return False
+        for i, layer in enumerate(layers):
+            known = type(layer) in ELEMENTWISE if i % 2 else type(layer) is nn.Linear and layer.bias is not None
+            if not known or has_hooks(layer):
+                return False
+        return not has_hooks(self) and not has_hooks(self.net)
 
 
 class ValueNetwork(nn.Module):
@@ -224,12 +233,7 @@ class ValueNetwork(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """The value [*B, 1] of ``observation`` [*B, O]."""
-        return self.net(observation)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling ``module`` does more, or other things, than its class says."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+        return run_mlp(self.net, observation)
 
 
 def _steps(step: float, like: Tensor, shape: Sequence[int]) -> Tensor:

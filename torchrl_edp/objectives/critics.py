@@ -17,7 +17,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_edp.diffusion import check_interval
 from torchrl_edp.modules.selection import fold_candidates
-from torchrl_edp.objectives.ensemble import check_modules, independent_copies
+from torchrl_edp.objectives.ensemble import check_modules, independent_copies, is_plain
 from torchrl_edp.objectives.functional import Aggregation, aggregate_qvalues
 
 
@@ -225,6 +225,8 @@ class CriticEnsembleLoss(LossModule):
 
     def _qvalues(self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor | None = None) -> Tensor:
         """Values [E, *B] under stacked critics, of the actions in ``tensordict``, or of ``action`` [*B, A]."""
+        if is_plain(self.qvalue_network, self.tensor_keys.state_action_value):
+            return self._plain_qvalues(tensordict, params, action)
         inputs = self._critic_inputs(tensordict, action)
         return self._vmap_qvalue(inputs, params).get(self.tensor_keys.state_action_value).squeeze(-1)
 
@@ -236,11 +238,13 @@ class CriticEnsembleLoss(LossModule):
         inputs = inputs.expand(len(actions), *inputs.batch_size).copy().set(self.tensor_keys.action, actions)
         return self._qvalues(fold_candidates(inputs, actions), params).unflatten(1, actions.shape[:-1][:2])
 
-    def _qvalue(self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor) -> Tensor:
-        """Values [*B] of ``action`` [*B, A] under one critic, without vmap: oneDNN copies what is stacked."""
-        inputs = self._critic_inputs(tensordict, action)
-        with params.to_module(self.qvalue_network, preserve_module_state=False):
-            return self.qvalue_network(inputs).get(self.tensor_keys.state_action_value).squeeze(-1)
+    def _plain_qvalues(
+        self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor | None, frozen: Any = None
+    ) -> Tensor:
+        """The same for plain critics, of which ``frozen`` takes some, without gradients for them."""
+        given = {} if action is None else {unravel_key(self.tensor_keys.action): action}
+        inputs = [given[key] if key in given else tensordict[key] for key in self.qvalue_network.in_keys]
+        return self.qvalue_network.module.ensemble(params.get("module"), *inputs, frozen=frozen).squeeze(-1)
 
     def _critic_inputs(self, tensordict: TensorDictBase, action: Tensor | None) -> TensorDictBase:
         inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False)

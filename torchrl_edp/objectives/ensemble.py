@@ -1,4 +1,4 @@
-"""Critics from one: copies with weights of their own."""
+"""Ensembles of critics: copies with weights of their own, and which can be called without vmap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.utils import NestedKey
 from torch import nn
+from torchrl.modules import ValueOperator
+
+from torchrl_edp.modules import QValueNetwork
+from torchrl_edp.modules.networks import has_hooks
 
 
 def independent_copies(network: TensorDictModule, count: int) -> list[TensorDictModule]:
@@ -48,3 +53,20 @@ def check_modules(name: str, networks: Iterable[Any]) -> None:
             )
         if any(nn.parameter.is_lazy(parameter) for parameter in network.parameters()):
             raise ValueError(f"{name} has lazy layers: call it once before making a loss.")
+
+
+def is_plain(network: TensorDictModule, key: NestedKey) -> bool:
+    """Whether ``network``, which is to write ``key``, is a :class:`QValueNetwork` that can be called as an ensemble.
+
+    Eagerly, vmap and tensordicts cost as much as the products; compiled, they cost nothing.
+
+    Examples:
+        >>> from torchrl.modules import ValueOperator
+        >>> network = ValueOperator(QValueNetwork(11, 3), in_keys=["observation", "action"])
+        >>> is_plain(network, "state_action_value")
+        True
+    """
+    if torch.compiler.is_compiling() or type(network) not in (TensorDictModule, ValueOperator):
+        return False
+    keyed = network.out_keys == [key] and not has_hooks(network)
+    return keyed and type(network.module) is QValueNetwork and network.module.is_plain()

@@ -15,6 +15,7 @@ from torchrl_edp.diffusion import Bounds, check_interval
 from torchrl_edp.diffusion.process import check_bounds
 from torchrl_edp.modules.actor import spec_bounds
 from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, GuidanceStart, check_choice
+from torchrl_edp.objectives.ensemble import is_plain
 from torchrl_edp.objectives.functional import Aggregation, StepWeighting
 from torchrl_edp.objectives.sampled_target import SampledTargetLoss
 
@@ -182,25 +183,38 @@ class EDPTD3Loss(SampledTargetLoss):
             self._bounds = check_bounds(bounds, self._sampler.action_size)
 
     def _guidance(self, tensordict: TensorDictBase, terms: DiffusionTerms) -> tuple[Tensor, dict[str, Tensor]]:
-        params, action = self.qvalue_network_params, terms.approximated_action
-        # A module's tensordict remembers what detach() gave, and a cast or a move of the loss would leave that behind;
-        # that of a MultiSeedLoss is mapped over seeds, where tensors have no data.
-        params = params.data if isinstance(params, TensorDictParams) else params.detach()
+        action = terms.approximated_action
         if self.guidance_qvalue == "random":
             head = torch.randint(self.num_qvalue_nets, (1,), device=action.device)
-            qvalue = self._qvalue(tensordict, params[head].squeeze(0), action)
+            qvalue = self._qvalue(tensordict, head, action)
         else:
-            qvalues = self._qvalues(tensordict, params, action)
+            qvalues = self._qvalues(tensordict, self._frozen_qvalue_params(), action)
             qvalue = qvalues.mean(0) if self.guidance_qvalue == "mean" else qvalues.amin(0)
         scale_source = qvalue.detach()
         if self.qvalue_normalization == "other":
-            other = (head + 1) % self.num_qvalue_nets
-            scale_source = self._qvalue(tensordict, params[other].squeeze(0), action.detach())
+            scale_source = self._qvalue(tensordict, (head + 1) % self.num_qvalue_nets, action.detach())
         scale = torch.full_like(scale_source, self.alpha)
         if self.qvalue_normalization is not None:
             size = self._reduce_loss(scale_source.abs(), tensordict=tensordict, reduction="mean")
             scale = scale / size.clamp_min(torch.finfo(size.dtype).eps)  # critics that are 0 everywhere guide nowhere
         return -scale * qvalue, {"lmbd": scale, "state_action_value_actor": qvalue.detach()}
+
+    def _qvalue(self, tensordict: TensorDictBase, head: Tensor, action: Tensor) -> Tensor:
+        """Values [*B] of ``action`` [*B, A] under critic ``head`` [1], which gets no gradient."""
+        if is_plain(self.qvalue_network, self.tensor_keys.state_action_value):
+            is_number = not head.is_cuda and not torch._C._are_functorch_transforms_active()
+            frozen = slice(int(head), int(head) + 1) if is_number else head  # a view, where that is no sync
+            return self._plain_qvalues(tensordict, self.qvalue_network_params, action, frozen).squeeze(0)
+        inputs = self._critic_inputs(tensordict, action)
+        params = self._frozen_qvalue_params()[head].squeeze(0)
+        with params.to_module(self.qvalue_network, preserve_module_state=False):  # oneDNN copies what vmap stacks
+            return self.qvalue_network(inputs).get(self.tensor_keys.state_action_value).squeeze(-1)
+
+    def _frozen_qvalue_params(self) -> TensorDictBase:
+        # A module's tensordict remembers what detach() gave, and a cast or a move of the loss would leave that behind;
+        # that of a MultiSeedLoss is mapped over seeds, where tensors have no data.
+        params = self.qvalue_network_params
+        return params.data if isinstance(params, TensorDictParams) else params.detach()
 
     def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The same as ``qvalue_loss``, under the name that TorchRL's TD3 trainer calls."""

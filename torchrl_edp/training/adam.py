@@ -57,7 +57,7 @@ class NetworkOptimizer:
         if self.seed_dims:
             norms = [torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1) for gradient in present]
         else:
-            norms = [torch.linalg.vector_norm(gradient) for gradient in present]
+            norms = list(torch._foreach_norm(present))
         return torch.stack(norms).square().sum(0).sqrt()
 
     @torch.no_grad()
@@ -82,7 +82,9 @@ class NetworkOptimizer:
     def _fused_step(self, gradients: list[Tensor], scale: Tensor, state: _State, valid: Tensor | None) -> None:
         """The fastest step eagerly. The kernel reads memory in order, whatever the strides say."""
         parameters, means, squares, steps = state
-        gradients = [(gradient * _as(scale, gradient)).contiguous() for gradient in gradients]
+        if scale.device.type != "cpu" or scale.ndim or scale < 1:  # there it can be read without a sync
+            gradients = [gradient * _as(scale, gradient) for gradient in gradients]
+        gradients = [gradient.contiguous() for gradient in gradients]
         found_inf = None if valid is None else valid.logical_not().float()
         options: dict[str, Any] = {"lr": self.lr, "beta1": _BETA1, "beta2": _BETA2, "eps": _EPS, "found_inf": found_inf}
         options |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False, "fused": True}

@@ -66,7 +66,7 @@ class InlineExp(CustomGraphPass):
     every kernel of the backward pass, and take several times as long to compile.
 
     Examples:
-        >>> from torchrl_edp.modules.networks import fast_mish
+        >>> from torchrl_edp.modules.mish import fast_mish
         >>> compiled = torch.compile(fast_mish, options={"post_grad_custom_post_pass": InlineExp()})
     """
 

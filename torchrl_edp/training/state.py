@@ -13,7 +13,7 @@ from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
 from torchrl.objectives import LossModule
 
 from torchrl_edp.diffusion import check_interval
-from torchrl_edp.modules import fused_sampling
+from torchrl_edp.modules import fused_networks, fused_sampling
 from torchrl_edp.objectives import MultiSeedLoss
 from torchrl_edp.training.adam import NetworkOptimizer
 from torchrl_edp.training.bias import AddBiasLater
@@ -68,7 +68,8 @@ class TrainState:
         policy_every: updates between two steps of the policy (TD3: 2); its gradient is computed at every one.
         compile: compile the update, from the batch to the targets, into one graph. It has the settings of loss and
             actor that it was compiled with, at the first update: changing an attribute later has no effect. Either way
-            it samples inside :func:`~torchrl_edp.modules.fused_sampling`.
+            it samples inside :func:`~torchrl_edp.modules.fused_sampling`, and eagerly runs inside
+            :func:`~torchrl_edp.modules.fused_networks`.
 
     Raises:
         ValueError: if an option is none of those above, a number is not positive, the buffer has no ``batch_size``, or
@@ -193,7 +194,7 @@ class TrainState:
         self.updates += 1
         if self.policy_every > 1:
             self._actor_due.fill_(self.updates % self.policy_every == 0)
-        with fused_sampling():
+        with fused_sampling(), fused_networks():
             metrics, valid = self._step(batch, index)
         self._unchecked.append((self.updates, metrics, valid))
         if len(self._unchecked) >= self.check_every:
@@ -332,6 +333,8 @@ def _term(loss: LossModule, name: str, seed_dims: int) -> Callable[[TensorDictBa
     """A function of the batch that gives the loss to differentiate and detached values to log."""
 
     def mean(value: Tensor) -> Tensor:
+        if value.ndim == seed_dims:
+            return value
         return value.reshape(*value.shape[:1], -1).mean(1) if seed_dims else value.mean()
 
     def joint(batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:

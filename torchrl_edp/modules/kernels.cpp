@@ -1,19 +1,12 @@
-// Samples actions with the noise network of the paper: an MLP with Mish, called at every step of a solver.
-//
-// Rows do not depend on each other, so a thread takes some of them through all calls and layers: nothing waits for
-// another thread and what a layer gives stays in the cache. Weights come in panels of LANES outputs, [panel][input][LANE],
-// biases and activations in rows padded by zeros to whole panels. See fused.py for what calls this and defines LANES: the
-// floats of one register, as vectors of other lengths would live in memory.
+// Kernels for CPUs: Mish with its derivative, and sampling of actions. kernels.py compiles this and defines LANES, the
+// floats of one register: vectors of other lengths would live in memory.
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace {
-
-constexpr int64_t BLOCK = 32;  // most rows that a thread takes at a time
-// of a tile, whose sums are kept in registers; AVX2 has 16 of them, others 32
-constexpr int ROWS = LANES == 8 ? 4 : 8, PANELS = 2;
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
@@ -21,11 +14,25 @@ typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 inline Vector splat(float x) { return x - Vector{}; }
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
-inline int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
 
-// x n / (n + 2) with n = e (e + 2), e = exp(x) up to x = 20, beyond which Mish is x. The exponential is 2^k times a
-// polynomial in what is left of x / ln 2, as in training/exponential.py. Where x is not a number, neither is the result.
-inline Vector mish(Vector x) {
+// The same for the first `count` of them, others are 0.
+inline Vector load(const float* from, int64_t count) {
+  if (count == LANES) return load(from);
+  Vector x = {};
+  std::memcpy(&x, from, 4 * count);
+  return x;
+}
+
+inline void store(float* to, Vector x, int64_t count) {
+  if (count == LANES)
+    store(to, x);
+  else
+    std::memcpy(to, &x, 4 * count);
+}
+
+// exp(x) for x from -87 to 20, beyond that of these: 2^k times a polynomial in what is left of x / ln 2, as in
+// training/exponential.py.
+inline Vector exponential(Vector x) {
   Vector scaled = x * 1.4426950408889634f;
   scaled = scaled < -125.0f ? splat(-125.0f) : scaled;
   scaled = scaled > 28.853900817779268f ? splat(28.853900817779268f) : scaled;
@@ -36,10 +43,64 @@ inline Vector mish(Vector x) {
   power = power * f + 0.24022119722080745f;
   power = power * f + 0.6931469670638869f;
   power = power * f + 1.0000000716550383f;
-  Vector e = reinterpret_cast<Vector>(reinterpret_cast<Integers>(power) + (k << 23));
-  Vector n = e * (e + 2.0f);
+  return reinterpret_cast<Vector>(reinterpret_cast<Integers>(power) + (k << 23));
+}
+
+// x n / (n + 2) with n = e (e + 2), e = exp(x); above x = 20 it is x. Where x is not a number, neither is the result.
+inline Vector mish(Vector x) {
+  const Vector e = exponential(x), n = e * (e + 2.0f);
   return x * (n / (n + 2.0f));
 }
+
+// The same, and its derivative: n / (n + 2) + x 4 e (e + 1) / (n + 2)^2.
+inline Vector mish(Vector x, Vector* derivative) {
+  const Vector e = exponential(x), n = e * (e + 2.0f), reciprocal = 1.0f / (n + 2.0f), share = n * reciprocal;
+  *derivative = share + x * (e * 4.0f * (e + 1.0f)) * (reciprocal * reciprocal);
+  return x * share;
+}
+
+}  // namespace
+
+// Adds its `bias` to each of `rows` rows [width] of x, takes Mish in place and, unless it is null, its derivative.
+extern "C" void mish(float* x, const float* bias, float* derivative, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * width >= 16384)
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t i = 0; i < width; i += LANES) {
+      const int64_t at = row * width + i, count = std::min<int64_t>(LANES, width - i);
+      Vector slope, value = mish(load(x + at, count) + bias[row], &slope);
+      store(x + at, value, count);
+      if (derivative) store(derivative + at, slope, count);
+    }
+}
+
+// Multiplies the gradient [rows, width] of its results by their derivative, in place; sums over rows are the biases'.
+extern "C" void mish_gradient(float* gradient, float* sums, const float* derivative, int64_t rows, int64_t width,
+                              int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * width >= 16384)
+  for (int64_t row = 0; row < rows; row++) {
+    Vector sum = {};
+    for (int64_t i = 0; i < width; i += LANES) {
+      const int64_t at = row * width + i, count = std::min<int64_t>(LANES, width - i);
+      const Vector product = load(gradient + at, count) * load(derivative + at, count);
+      store(gradient + at, product, count);
+      sum += product;
+    }
+    sums[row] = 0;
+    for (int lane = 0; lane < LANES; lane++) sums[row] += sum[lane];
+  }
+}
+
+// Sampling: an MLP with Mish, called at every step of a solver. Rows do not depend on each other, so a thread takes some
+// of them through all calls and layers: nothing waits for another thread and what a layer gives stays in the cache.
+// Weights come in panels of LANES outputs, [panel][input][LANE], biases and activations in rows padded by zeros to whole
+// panels. See fused.py for what calls it.
+namespace {
+
+constexpr int64_t BLOCK = 32;  // most rows that a thread takes at a time
+// of a tile, whose sums are kept in registers; AVX2 has 16 of them, others 32
+constexpr int ROWS = LANES == 8 ? 4 : 8, PANELS = 2;
+
+inline int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
 
 struct Layer {
   int64_t inputs, outputs;

@@ -1,0 +1,178 @@
+"""MLPs with Mish as one node of autograd, on CPUs: products by PyTorch, what is between them by a C++ kernel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrl.modules import MLP
+
+from torchrl_edp.modules import kernels
+from torchrl_edp.modules.mish import Mish
+
+_switch = kernels.Switch()
+
+
+def fused_networks() -> contextlib.AbstractContextManager[None]:
+    """Inside, the networks of this package are one node of autograd each, where a C++ kernel can help.
+
+    It can in float32 on CPUs, where layers are linear with Mish in between and nothing changes them (hooks, other
+    classes). Then bias, Mish and its derivative are one pass with one exponential, in place; PyTorch's operators take
+    several exponentials and logarithms for Mish, and all of them once more for its gradient. Gradients cannot be
+    differentiated again (``create_graph=True`` raises). The eager update of a
+    :class:`~torchrl_edp.training.TrainState` uses it by itself; compiled, nothing changes.
+
+    The kernel is compiled when it is first needed, which takes seconds, and kept in the compiler's cache. Without a
+    compiler that knows vector types (GCC, Clang) there is a warning, and no kernel.
+
+    Examples:
+        >>> from torchrl_edp.modules import ValueNetwork
+        >>> network = ValueNetwork(11)
+        >>> with fused_networks():
+        ...     network(torch.zeros(4, 11)).sum().backward()
+    """
+    return _switch.on()
+
+
+def run_mlp(net: Any, features: Tensor) -> Tensor:
+    """``net(features)``, by one node where :func:`fused_networks` says so.
+
+    Examples:
+        >>> run_mlp(nn.Linear(3, 2), torch.zeros(4, 3)).shape
+        torch.Size([4, 2])
+    """
+    if not can_fuse(net, features):
+        return net(features)
+    layers = list(net)
+    params = [tensor for layer in layers[::2] for tensor in (layer.weight, layer.bias)]
+    columns = features.reshape(-1, features.shape[-1]).T
+    return apply(columns, params).T.reshape(*features.shape[:-1], -1)
+
+
+def can_fuse(net: Any, features: Tensor) -> bool:
+    """Whether :func:`apply` may take the place of ``net``."""
+    if not _switch.depth or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    fits = features.dtype == torch.float32 and features.device.type == "cpu" and features.numel()
+    return bool(fits) and is_mish_mlp(net) and kernels.library() is not None
+
+
+def is_mish_mlp(net: Any) -> bool:
+    """Whether ``net`` is float32 layers with a bias and Mish in between, and nothing changes them.
+
+    Examples:
+        >>> is_mish_mlp(nn.Sequential(nn.Linear(3, 8), nn.Mish(), nn.Linear(8, 1)))
+        True
+    """
+    if type(net) not in (MLP, nn.Sequential) or has_hooks(net):
+        return False
+    layers = list(net)
+    for i, layer in enumerate(layers):
+        is_linear = type(layer) is nn.Linear and layer.bias is not None and layer.weight.dtype == torch.float32
+        if has_hooks(layer) or not (type(layer) in (Mish, nn.Mish) if i % 2 else is_linear):
+            return False
+    return len(layers) % 2 == 1
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling ``module`` does more, or other things, than its class says.
+
+    Examples:
+        >>> has_hooks(nn.Linear(1, 1))
+        False
+    """
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
+def apply(columns: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """Linear layers with Mish in between, on samples that are columns, so that gradients have the weights' layout.
+
+    Args:
+        columns: inputs [in, B], or [E, in, B].
+        params: weight [out, in] and bias [out] of every layer, one after the other; or of E networks [E, ...].
+
+    Returns:
+        [out, B], or [E, out, B].
+
+    Examples:
+        >>> apply(torch.ones(1, 3), [torch.ones(2, 1), torch.zeros(2), torch.ones(1, 2), torch.zeros(1)])
+        tensor([[1.7302, 1.7302, 1.7302]])
+    """
+    return _FusedMLP.apply(columns, torch.is_grad_enabled(), *params)[0]
+
+
+class _FusedMLP(torch.autograd.Function):
+    """Gives the result and what its gradient needs: results of hidden layers, and slopes of their activations."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> tuple[Tensor, ...]:
+        # Function's own binds the arguments to their names first, which takes as long as a kernel.
+        skipped = cls if torch._C._are_functorch_transforms_active() else torch.autograd.Function
+        return super(skipped, cls).apply(*args)  # type: ignore[misc]
+
+    @staticmethod
+    def forward(columns: Tensor, with_gradient: bool, *params: Tensor) -> tuple[Tensor, ...]:
+        kept: list[tuple[Tensor, Tensor]] = []  # results and slopes of hidden layers
+        values = columns
+        for weight, bias in zip(params[:-2:2], params[1:-2:2], strict=True):
+            values = torch.matmul(weight, values).contiguous()
+            slopes = torch.empty_like(values) if with_gradient else None
+            _call("mish", values, bias.expand(values.shape[:-1]).contiguous(), slopes)
+            if slopes is not None:
+                kept.append((values, slopes))
+        result = torch.matmul(params[-2], values).add_(params[-1].unsqueeze(-1))
+        return (result, *[values for values, _ in kept], *[slopes for _, slopes in kept])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        columns, _, *params = inputs
+        ctx.set_materialize_grads(False)  # no zeros for what is only kept
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(columns, *output[1:], *params)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("Inside fused_networks() gradients cannot be differentiated again (create_graph=True).")
+        wanted, _, *trained = ctx.needs_input_grad
+        last = len(trained) // 2 - 1  # of the layers
+        saved = ctx.saved_tensors  # once: under a checkpoint a second time is an error
+        inputs, slopes, params = saved[: last + 1], saved[last + 1 : 2 * last + 1], saved[2 * last + 1 :]
+        gradients: list[Tensor | None] = [None] * len(params)
+        for i in range(last, -1, -1):
+            if i == last:
+                sums = gradient.sum(-1)
+            else:
+                sums = gradient.new_empty(gradient.shape[:-1])
+                _call("mish_gradient", gradient, sums, slopes[i])  # in place: the product below made it
+            if trained[2 * i]:
+                gradients[2 * i] = torch.matmul(gradient, inputs[i].mT)
+            if trained[2 * i + 1]:
+                gradients[2 * i + 1] = sums
+            if i or wanted:
+                gradient = torch.matmul(params[2 * i].mT, gradient).contiguous()
+        return gradient.sum_to_size(inputs[0].shape) if wanted else None, None, *gradients
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        """Networks of several seeds [S, ...] are one more dimension in front."""
+        columns, with_gradient, *params = args
+        params = [
+            value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
+            for value, dim in zip(params, in_dims[2:], strict=True)
+        ]
+        if in_dims[0] is not None:
+            columns = columns.movedim(in_dims[0], 0)
+            columns = columns.reshape(info.batch_size, *[1] * (params[0].ndim - columns.ndim), *columns.shape[1:])
+        outputs = _FusedMLP.apply(columns, with_gradient, *params)
+        return outputs, (0,) * len(outputs)
+
+
+def _call(name: str, values: Tensor, rows: Tensor, slopes: Tensor | None) -> None:
+    """A kernel on ``values`` [..., rows, B], in place, with one number for each row."""
+    kernel = getattr(kernels.library(), name)
+    pointers = values.data_ptr(), rows.data_ptr(), None if slopes is None else slopes.data_ptr()
+    kernel(*pointers, rows.numel(), values.shape[-1], torch.get_num_threads())

@@ -1,0 +1,62 @@
+"""C++ kernels for CPUs: compiled when one is first needed, used inside the contexts that turn them on."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch._inductor import config
+from torch._inductor.codecache import CppCodeCache
+
+LANES = {"AVX512": 16, "AVX2": 8}.get(torch.backends.cpu.get_cpu_capability(), 4)  # floats of a register
+
+
+class Switch:
+    """Off, but while any thread is inside of ``with switch.on():``.
+
+    Examples:
+        >>> switch = Switch()
+        >>> with switch.on():
+        ...     bool(switch.depth)
+        True
+    """
+
+    def __init__(self) -> None:
+        self.depth = 0  # how many have entered
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        """Turn it on until the last that entered has left."""
+        with self._lock:
+            self.depth += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.depth -= 1
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None, with a warning, where they cannot be compiled."""
+    source = f"#define LANES {LANES}\n" + Path(__file__).with_suffix(".cpp").read_text()
+    try:
+        with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):  # a b + c in one instruction
+            library = CppCodeCache.load(source, needs_vec_isa=True)
+    except Exception as error:  # there are many ways to lack a compiler
+        reason = str(error).partition("\n")[0]
+        warnings.warn(f"It goes without C++ kernels, they cannot be compiled here: {reason}", stacklevel=2)
+        return None
+    tensor, size, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.mish.argtypes = library.mish_gradient.argtypes = [tensor] * 3 + [size] * 2 + [threads]
+    library.sample.argtypes = [tensor] * 8 + [size] * 4 + [threads]
+    for kernel in (library.mish, library.mish_gradient, library.sample):
+        kernel.restype = None
+    return library
