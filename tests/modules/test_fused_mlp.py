@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from torchrl_edp.modules import Mish, NoisePredictionMLP, QValueNetwork, ValueNetwork, fused_mlp, fused_networks
@@ -180,11 +183,13 @@ def change(network, name):
         network.net[2].bias = None
     elif name == "forward":
         network.net[0].forward = lambda x: x.new_zeros(*x.shape[:-1], 16)
+    elif name == "backward hook":
+        network.net[2].register_full_backward_hook(lambda *_: None)
     elif name == "double":
         network.double()
 
 
-@pytest.mark.parametrize("name", ["hook", "hook of the whole", "layer", "bias", "forward", "double"])
+@pytest.mark.parametrize("name", ["hook", "hook of the whole", "backward hook", "layer", "bias", "forward", "double"])
 def test_what_changes_a_network_is_done(name, calls):
     network = QValueNetwork(5, 3, hidden_sizes=(16, 16))
     dtype = torch.float64 if name == "double" else torch.float32
@@ -233,3 +238,30 @@ def test_without_a_compiler_layers_are_called(calls):
         with pytest.warns(UserWarning, match="without C\\+\\+ kernels"):
             value = network(x)
         assert torch.equal(network(x), value) and not calls
+
+
+def test_what_has_no_memory_is_traced_layer_by_layer(calls):
+    network, x = ValueNetwork(5, hidden_sizes=(16,)), torch.randn(4, 5)
+    with fused_networks(), torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert network(torch.empty(4, 5)).shape == (4, 1)
+        graph = make_fx(network)(x)
+        with pytest.raises(RuntimeError):
+            ValueNetwork(5, hidden_sizes=(16,)).to("meta")(x)
+    assert not calls
+    torch.testing.assert_close(graph(2 * x), network(2 * x))
+
+
+def test_other_threads_and_later_calls_are_left_alone(calls):
+    network, x = ValueNetwork(5, hidden_sizes=(16,)), torch.randn(4, 5)
+    with fused_networks():
+        with fused_networks():
+            pass
+        thread = threading.Thread(target=network, args=(x,))
+        thread.start()
+        thread.join()
+        assert not calls
+        network(x)
+        assert len(calls) == 1
+    network(x)
+    assert len(calls) == 1

@@ -10,7 +10,8 @@ import contextlib
 import ctypes
 import functools
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,15 @@ from torch.nn import functional as F
 from torchrl_edp.diffusion import Bounds, NoiseSchedule, model_steps, solver_table
 from torchrl_edp.modules import kernels
 from torchrl_edp.modules.fused_mlp import is_mish_mlp
-from torchrl_edp.modules.kernels import LANES, Switch
+from torchrl_edp.modules.kernels import LANES
 from torchrl_edp.modules.networks import NoisePredictionMLP
 
-_switch = Switch()
+_lock = threading.Lock()
+_depth = 0  # how many fused_sampling() are entered, by any thread
 
 
-def fused_sampling() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def fused_sampling() -> Iterator[None]:
     """Inside, actors sample by one call of a C++ kernel, all steps and layers, where it can take their place.
 
     It does for :class:`NoisePredictionMLP` with Mish, unchanged, in float32 on a CPU, without gradients, and solvers
@@ -45,7 +48,14 @@ def fused_sampling() -> contextlib.AbstractContextManager[None]:
         ...     sampler.sample(torch.zeros(4, 11), torch.randn(4, 3)).shape
         torch.Size([4, 3])
     """
-    return _switch.on()
+    global _depth
+    with _lock:
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
 
 
 PLANNED = ("dpm_solver", "dpm_solver_pp", "ddim")  # solvers that draw nothing; the last one if its eta is 0
@@ -72,7 +82,7 @@ def make_plan(solver: str, schedule: NoiseSchedule, prediction: str, options: tu
 
 def can_sample(network: nn.Module, noise: Tensor, observation: Tensor) -> bool:
     """Whether to sample in one call, and the kernel knows this network, and inputs of these types and shapes."""
-    if not _switch.depth or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if not _depth or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     if type(network) is not NoisePredictionMLP or not network.is_plain() or not is_mish_mlp(network.net):
         return False

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torchrl.modules import MLP
 
 from torchrl_edp.modules import kernels
 from torchrl_edp.modules.mish import Mish
 
-_switch = kernels.Switch()
+_entered = threading.local()
 
 
-def fused_networks() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def fused_networks() -> Iterator[None]:
     """Inside, the networks of this package are one node of autograd each, where a C++ kernel can help.
 
     It can in float32 on CPUs, where layers are linear with Mish in between and nothing changes them (hooks, other
@@ -34,34 +37,45 @@ def fused_networks() -> contextlib.AbstractContextManager[None]:
         >>> with fused_networks():
         ...     network(torch.zeros(4, 11)).sum().backward()
     """
-    return _switch.on()
+    before = getattr(_entered, "inside", False)
+    _entered.inside = True
+    try:
+        yield
+    finally:
+        _entered.inside = before
 
 
 def run_mlp(net: Any, features: Tensor) -> Tensor:
     """``net(features)``, by one node where :func:`fused_networks` says so.
 
     Examples:
-        >>> run_mlp(nn.Linear(3, 2), torch.zeros(4, 3)).shape
+        >>> run_mlp(nn.Sequential(nn.Linear(3, 2)), torch.zeros(4, 3)).shape
         torch.Size([4, 2])
     """
     if not can_fuse(net, features):
         return net(features)
-    layers = list(net)
-    params = [tensor for layer in layers[::2] for tensor in (layer.weight, layer.bias)]
     columns = features.reshape(-1, features.shape[-1]).T
-    return apply(columns, params).T.reshape(*features.shape[:-1], -1)
+    return apply(columns, _own_params(net)).T.reshape(*features.shape[:-1], -1)
 
 
-def can_fuse(net: Any, features: Tensor) -> bool:
-    """Whether :func:`apply` may take the place of ``net``."""
-    if not _switch.depth or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+def can_fuse(net: Any, features: Tensor, params: Sequence[Tensor] | None = None) -> bool:
+    """Whether :func:`apply` may take the place of ``net``, with its own parameters or others."""
+    if torch.compiler.is_compiling() or not getattr(_entered, "inside", False) or torch.is_autocast_enabled("cpu"):
         return False
-    fits = features.dtype == torch.float32 and features.device.type == "cpu" and features.numel()
-    return bool(fits) and is_mish_mlp(net) and kernels.library() is not None
+    if torch._C._len_torch_dispatch_stack() or not is_mish_mlp(net):  # a mode, under which tensors may have no memory
+        return False
+    for tensor in (features, *(_own_params(net) if params is None else params)):
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            return False
+    return features.numel() > 0 and kernels.library() is not None
+
+
+def _own_params(net: Any) -> list[Tensor]:
+    return [tensor for layer in list(net)[::2] for tensor in (layer.weight, layer.bias)]
 
 
 def is_mish_mlp(net: Any) -> bool:
-    """Whether ``net`` is float32 layers with a bias and Mish in between, and nothing changes them.
+    """Whether ``net`` is linear layers with a bias and Mish in between, and nothing changes them.
 
     Examples:
         >>> is_mish_mlp(nn.Sequential(nn.Linear(3, 8), nn.Mish(), nn.Linear(8, 1)))
@@ -71,8 +85,8 @@ def is_mish_mlp(net: Any) -> bool:
         return False
     layers = list(net)
     for i, layer in enumerate(layers):
-        is_linear = type(layer) is nn.Linear and layer.bias is not None and layer.weight.dtype == torch.float32
-        if has_hooks(layer) or not (type(layer) in (Mish, nn.Mish) if i % 2 else is_linear):
+        known = type(layer) in (Mish, nn.Mish) if i % 2 else type(layer) is nn.Linear and layer.bias is not None
+        if not known or has_hooks(layer):
             return False
     return len(layers) % 2 == 1
 
@@ -84,7 +98,8 @@ def has_hooks(module: nn.Module) -> bool:
         >>> has_hooks(nn.Linear(1, 1))
         False
     """
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+    forward = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks or _has_any_global_hook())
 
 
 def apply(columns: Tensor, params: Sequence[Tensor]) -> Tensor:

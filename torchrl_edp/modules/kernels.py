@@ -1,13 +1,10 @@
-"""C++ kernels for CPUs: compiled when one is first needed, used inside the contexts that turn them on."""
+"""C++ kernels for CPUs, compiled when one is first needed."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,32 +12,6 @@ from torch._inductor import config
 from torch._inductor.codecache import CppCodeCache
 
 LANES = {"AVX512": 16, "AVX2": 8}.get(torch.backends.cpu.get_cpu_capability(), 4)  # floats of a register
-
-
-class Switch:
-    """Off, but while any thread is inside of ``with switch.on():``.
-
-    Examples:
-        >>> switch = Switch()
-        >>> with switch.on():
-        ...     bool(switch.depth)
-        True
-    """
-
-    def __init__(self) -> None:
-        self.depth = 0  # how many have entered
-        self._lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def on(self) -> Iterator[None]:
-        """Turn it on until the last that entered has left."""
-        with self._lock:
-            self.depth += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.depth -= 1
 
 
 @functools.cache

@@ -187,7 +187,7 @@ class QValueNetwork(nn.Module):
         values = [layers.get((name, kind)) for name in linear for kind in ("weight", "bias")]
         if frozen is not None:
             values = [value.detach()[frozen] for value in values]
-        if can_fuse(self.net, features):
+        if can_fuse(self.net, features, values):
             columns = apply(columns, values)
         else:
             given = iter(values)

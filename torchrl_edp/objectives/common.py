@@ -215,13 +215,8 @@ class EDPLoss(CriticEnsembleLoss):
 
     def _network(self, *inputs: Tensor) -> Tensor:
         """The noise network's output under the actor's parameters."""
-        with self._noise_network(self.actor_network_params):
+        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
             return self._sampler.noise_network(*inputs)
-
-    def _noise_network(self, params: TensorDictBase) -> Any:
-        """A context in which the noise network has its share of the actor's ``params``, who has no others."""
-        network = self._sampler.noise_network
-        return params.get(("module", "noise_network")).to_module(network, preserve_module_state=False)
 
     def _checkpointed_network(self, *inputs: Tensor) -> Tensor:
         """The same, but activations are computed again in the backward pass: a chain of 1000 calls fits in memory."""

@@ -67,5 +67,5 @@ class SampledTargetLoss(EDPLoss):
         else:
             noise = noise.movedim(-2, 0)
         observation = observation.expand(count, *observation.shape)
-        with self._noise_network(params):
+        with params.to_module(self.actor_network, preserve_module_state=False):
             return self._sampler.sample(observation, noise, bounds=self._bounds)

@@ -57,7 +57,7 @@ class NetworkOptimizer:
         if self.seed_dims:
             norms = [torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1) for gradient in present]
         else:
-            norms = list(torch._foreach_norm(present))
+            norms = [torch.linalg.vector_norm(gradient) for gradient in present]
         return torch.stack(norms).square().sum(0).sqrt()
 
     @torch.no_grad()
