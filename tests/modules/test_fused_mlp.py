@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 
@@ -79,7 +80,7 @@ def test_large_and_small_inputs_and_those_that_are_not_numbers():
     network = ValueNetwork(1, hidden_sizes=(16,))
     with torch.no_grad():
         [network.net[i].weight.fill_(1) for i in (0, 2)], network.net[0].bias.zero_()
-    inputs = torch.cat([torch.linspace(-40, 40, 161), torch.tensor([-1e3, -88.0, 1e3, 3e4])]).unsqueeze(-1)
+    inputs = torch.cat([torch.linspace(-40, 40, 161), torch.tensor([-1e3, -88.0, 1e3, 3e4, 1e20])]).unsqueeze(-1)
     _, slopes, *_ = check(network, inputs)
     assert slopes.abs().max() > 16  # 16 units
     with fused_networks():
@@ -224,11 +225,32 @@ def test_its_gradient_is_not_differentiated_again():
         torch.autograd.grad(value, x, create_graph=True)
 
 
-def test_under_a_checkpoint():
+@pytest.mark.parametrize("inside", [(True, True), (True, False), (False, True)])
+def test_under_a_checkpoint(inside):
+    """Wherever the gradient is taken."""
     network, x = ValueNetwork(5, hidden_sizes=(16, 16)), torch.randn(4, 5, requires_grad=True)
-    with fused_networks():
-        (found,) = torch.autograd.grad(checkpoint(network, x, use_reentrant=False).sum(), x)
+    contexts = [fused_networks() if own else contextlib.nullcontext() for own in inside]
+    with contexts[0]:
+        value = checkpoint(network, x, use_reentrant=False, context_fn=fused_mlp.checkpoint_contexts).sum()
+    with contexts[1]:
+        (found,) = torch.autograd.grad(value, x)
     torch.testing.assert_close(found, torch.autograd.grad(network(x).sum(), x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_other_ways_to_differentiate():
+    network, x = ValueNetwork(5, hidden_sizes=(16, 16)), torch.randn(4, 5, requires_grad=True)
+    directions = torch.eye(4).reshape(4, 4, 1)
+    wanted = [x, *network.parameters()]
+    functional = torch.func.grad(lambda value: network(value).sum())
+
+    def differentiate():
+        several = torch.autograd.grad(network(x), wanted, directions, is_grads_batched=True)
+        return [*several, functional(x.detach()), torch.func.vmap(functional)(x.detach())]
+
+    expected = differentiate()
+    with fused_networks():
+        found = differentiate()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.usefixtures("no_compiler")

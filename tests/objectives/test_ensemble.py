@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from loss_cases import OBS, A, gradients, make_data, make_loss, make_networks, seeded, spread
+from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import ValueOperator
 
@@ -99,11 +100,45 @@ def test_other_critics_are_called_as_they_are(case):
         def forward(self, observation, action):
             return 2 * super().forward(observation, action)
 
-    for critic in (Doubled(OBS, A, hidden_sizes=(8,)), QValueNetwork(OBS, A, hidden_sizes=(8,))):
-        critics = [operator(critic)]
-        critics[0].register_forward_hook(lambda module, inputs, output: output)
-        loss = make_loss(case, 1, networks={**make_networks(), "qvalue_network": critics})
+    hooked = operator(QValueNetwork(OBS, A, hidden_sizes=(8,)))
+    hooked.register_forward_hook(lambda module, inputs, output: output)
+    for critic in (operator(Doubled(OBS, A, hidden_sizes=(8,))), hooked):
+        loss = make_loss(case, 1, networks={**make_networks(), "qvalue_network": [critic]})
         assert not is_plain(loss.qvalue_network, "state_action_value")
     assert is_plain(operator(QValueNetwork(OBS, A)), "state_action_value")
     assert not is_plain(operator(QValueNetwork(OBS, A)), "other")
     assert not is_plain(operator(Doubled(OBS, A)), "state_action_value")
+    with torch.autocast("cpu"):
+        assert not is_plain(operator(QValueNetwork(OBS, A)), "state_action_value")
+
+
+def test_critics_that_take_keyword_arguments(case):
+    keys = {"action": "action", "observation": "observation"}  # in another order than the network's
+
+    def make(in_keys):
+        torch.manual_seed(0)
+        networks = make_networks(2)
+        critics = [QValueNetwork(OBS, A, hidden_sizes=(8,)) for _ in range(2)]
+        given = [TensorDictModule(critic, in_keys=in_keys, out_keys=["state_action_value"]) for critic in critics]
+        return make_loss(case, networks={**networks, "qvalue_network": given})
+
+    data = make_data()
+    by_name, by_position = (seeded(make(in_keys), data.clone()) for in_keys in (keys, ["observation", "action"]))
+    torch.testing.assert_close(by_name["loss_qvalue"], by_position["loss_qvalue"])
+
+
+def test_a_layer_used_twice(case, monkeypatch):
+    def critic():
+        network = QValueNetwork(OBS, A, hidden_sizes=(8, 8, 8))
+        network.net[4] = network.net[2]
+        return operator(network)
+
+    loss = make_loss(case, networks={**make_networks(2), "qvalue_network": [critic(), critic()]})
+    found = seeded(loss, make_data())
+    for module in ("critics", "td3"):
+        monkeypatch.setattr(f"torchrl_edp.objectives.{module}.is_plain", lambda *_: False)
+    assert set(found.keys()) == set(seeded(loss, make_data()).keys())
+
+
+def test_an_empty_batch_is_no_error(case):
+    assert seeded(make_loss(case), make_data((0,)))["loss_qvalue"].isnan()

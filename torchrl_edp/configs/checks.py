@@ -14,7 +14,7 @@ import torch
 
 from torchrl_edp.configs.experiments import LOSSES
 from torchrl_edp.diffusion import check_interval
-from torchrl_edp.objectives.common import check_choice
+from torchrl_edp.objectives.ensemble import check_choice
 from torchrl_edp.training.build import build_actor, build_qvalue, build_selector, build_value
 from torchrl_edp.training.feed_forward import build_feed_forward_loss
 from torchrl_edp.training.settings import ExperimentSettings, FeedForwardSettings, RunSettings

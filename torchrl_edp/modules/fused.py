@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from torchrl_edp.diffusion import Bounds, NoiseSchedule, model_steps, solver_table
 from torchrl_edp.modules import kernels
-from torchrl_edp.modules.fused_mlp import is_mish_mlp
+from torchrl_edp.modules.fused_mlp import is_mish_mlp, own_params
 from torchrl_edp.modules.kernels import LANES
 from torchrl_edp.modules.networks import NoisePredictionMLP
 
@@ -86,7 +86,7 @@ def can_sample(network: nn.Module, noise: Tensor, observation: Tensor) -> bool:
         return False
     if type(network) is not NoisePredictionMLP or not network.is_plain() or not is_mish_mlp(network.net):
         return False
-    values = noise, observation, *network.net.parameters()
+    values = noise, observation, *own_params(network.net)
     float32 = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in values)
     fits = noise.shape == (*observation.shape[:-1], network.action_size)
     return len(network.net) > 1 and float32 and fits and _is_available()

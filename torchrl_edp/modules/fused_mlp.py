@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import TransformType, is_legacy_batchedtensor
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.nn.modules.module import _has_any_global_hook
 from torchrl.modules import MLP
 
@@ -18,14 +20,14 @@ from torchrl_edp.modules.mish import Mish
 _entered = threading.local()
 
 
-@contextlib.contextmanager
-def fused_networks() -> Iterator[None]:
+def fused_networks() -> contextlib.AbstractContextManager[None]:
     """Inside, the networks of this package are one node of autograd each, where a C++ kernel can help.
 
     It can in float32 on CPUs, where layers are linear with Mish in between and nothing changes them (hooks, other
     classes). Then bias, Mish and its derivative are one pass with one exponential, in place; PyTorch's operators take
     several exponentials and logarithms for Mish, and all of them once more for its gradient. Gradients cannot be
-    differentiated again (``create_graph=True`` raises). The eager update of a
+    differentiated again (``create_graph=True`` raises), and where a checkpoint computes values again, the gradient must
+    be taken inside too (or see :func:`checkpoint_contexts`). The eager update of a
     :class:`~torchrl_edp.training.TrainState` uses it by itself; compiled, nothing changes.
 
     The kernel is compiled when it is first needed, which takes seconds, and kept in the compiler's cache. Without a
@@ -37,12 +39,33 @@ def fused_networks() -> Iterator[None]:
         >>> with fused_networks():
         ...     network(torch.zeros(4, 11)).sum().backward()
     """
-    before = getattr(_entered, "inside", False)
-    _entered.inside = True
+    return _set(True)
+
+
+@contextlib.contextmanager
+def _set(inside: bool) -> Iterator[None]:
+    before = _is_inside()
+    _entered.inside = inside
     try:
         yield
     finally:
         _entered.inside = before
+
+
+def _is_inside() -> bool:
+    return getattr(_entered, "inside", False)
+
+
+def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """The ``context_fn`` of a checkpoint: what is computed again is computed as it was, wherever the gradient is taken.
+
+    Examples:
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> net, x = nn.Sequential(nn.Linear(3, 2)), torch.zeros(4, 3)
+        >>> checkpoint(net, x, use_reentrant=False, context_fn=checkpoint_contexts).shape
+        torch.Size([4, 2])
+    """
+    return contextlib.nullcontext(), _set(_is_inside())
 
 
 def run_mlp(net: Any, features: Tensor) -> Tensor:
@@ -55,22 +78,29 @@ def run_mlp(net: Any, features: Tensor) -> Tensor:
     if not can_fuse(net, features):
         return net(features)
     columns = features.reshape(-1, features.shape[-1]).T
-    return apply(columns, _own_params(net)).T.reshape(*features.shape[:-1], -1)
+    return apply(columns, own_params(net)).T.contiguous().view(*features.shape[:-1], -1)
 
 
 def can_fuse(net: Any, features: Tensor, params: Sequence[Tensor] | None = None) -> bool:
     """Whether :func:`apply` may take the place of ``net``, with its own parameters or others."""
-    if torch.compiler.is_compiling() or not getattr(_entered, "inside", False) or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or not _is_inside() or torch.is_autocast_enabled("cpu") or not is_mish_mlp(net):
         return False
-    if torch._C._len_torch_dispatch_stack() or not is_mish_mlp(net):  # a mode, under which tensors may have no memory
-        return False
-    for tensor in (features, *(_own_params(net) if params is None else params)):
+    transforms = retrieve_all_functorch_interpreters()
+    if torch._C._len_torch_dispatch_stack() or any(t.key() != TransformType.Vmap for t in transforms):
+        return False  # something is traced, or differentiated by torch.func
+    for tensor in (features, *(own_params(net) if params is None else params)):
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             return False
     return features.numel() > 0 and kernels.library() is not None
 
 
-def _own_params(net: Any) -> list[Tensor]:
+def own_params(net: Any) -> list[Tensor]:
+    """Weight and bias of every layer of a network that :func:`is_mish_mlp`, as it has them now.
+
+    Examples:
+        >>> [tuple(value.shape) for value in own_params(nn.Sequential(nn.Linear(3, 2)))]
+        [(2, 3), (2,)]
+    """
     return [tensor for layer in list(net)[::2] for tensor in (layer.weight, layer.bias)]
 
 
@@ -149,16 +179,21 @@ class _FusedMLP(torch.autograd.Function):
         ctx.save_for_backward(columns, *output[1:], *params)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("Inside fused_networks() gradients cannot be differentiated again (create_graph=True).")
         wanted, _, *trained = ctx.needs_input_grad
+        if gradient is None:
+            return (None,) * len(ctx.needs_input_grad)
         last = len(trained) // 2 - 1  # of the layers
         saved = ctx.saved_tensors  # once: under a checkpoint a second time is an error
         inputs, slopes, params = saved[: last + 1], saved[last + 1 : 2 * last + 1], saved[2 * last + 1 :]
         gradients: list[Tensor | None] = [None] * len(params)
+        transformed = torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(gradient)  # by vmap
         for i in range(last, -1, -1):
-            if i == last:
+            if i < last and transformed:
+                gradient = gradient * slopes[i]
+            if i == last or transformed:
                 sums = gradient.sum(-1)
             else:
                 sums = gradient.new_empty(gradient.shape[:-1])

@@ -55,7 +55,8 @@ inline Vector mish(Vector x) {
 // The same, and its derivative: n / (n + 2) + x 4 e (e + 1) / (n + 2)^2.
 inline Vector mish(Vector x, Vector* derivative) {
   const Vector e = exponential(x), n = e * (e + 2.0f), reciprocal = 1.0f / (n + 2.0f), share = n * reciprocal;
-  *derivative = share + x * (e * 4.0f * (e + 1.0f)) * (reciprocal * reciprocal);
+  const Vector capped = x > 20.0f ? splat(20.0f) : x;  // there the second term is nothing
+  *derivative = share + capped * (e * 4.0f * (e + 1.0f)) * (reciprocal * reciprocal);
   return x * share;
 }
 

@@ -183,7 +183,7 @@ class QValueNetwork(nn.Module):
         features = torch.cat([observation, action], -1)
         columns = features.reshape(-1, features.shape[-1]).T
         layers = params.get("net")
-        linear = [name for name, layer in self.net.named_children() if type(layer) is nn.Linear]
+        linear = [name for name, layer in self.net._modules.items() if type(layer) is nn.Linear]  # also one used twice
         values = [layers.get((name, kind)) for name in linear for kind in ("weight", "bias")]
         if frozen is not None:
             values = [value.detach()[frozen] for value in values]
@@ -198,7 +198,7 @@ class QValueNetwork(nn.Module):
                     columns = torch.baddbmm(bias.unsqueeze(-1), weight, columns)
                 else:
                     columns = layer(columns)
-        return columns.mT.reshape(len(columns), *features.shape[:-1], -1)
+        return columns.mT.reshape(len(columns), *features.shape[:-1], columns.shape[1])
 
     def is_plain(self) -> bool:
         """Whether this is a chain of linear layers and elementwise activations that nothing changes."""

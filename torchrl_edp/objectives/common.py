@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from torchrl_edp.diffusion import Bounds, add_noise, check_interval, ddim_from_step
 from torchrl_edp.modules import DiffusionSampler, EDPActor, as_edp_actor
-from torchrl_edp.objectives.critics import CriticEnsembleLoss, check_choice
+from torchrl_edp.modules.fused_mlp import checkpoint_contexts
+from torchrl_edp.objectives.critics import CriticEnsembleLoss
+from torchrl_edp.objectives.ensemble import check_choice
 from torchrl_edp.objectives.functional import Aggregation, StepTable, StepWeighting, step_weights
 
 ActionReduction = Literal["mean", "sum"]
@@ -222,7 +224,7 @@ class EDPLoss(CriticEnsembleLoss):
         """The same, but activations are computed again in the backward pass: a chain of 1000 calls fits in memory."""
         if torch.compiler.is_compiling():  # parameters cannot be swapped inside a checkpointed region of a graph
             return self._network(*inputs)
-        return checkpoint(self._network, *inputs, use_reentrant=False)
+        return checkpoint(self._network, *inputs, use_reentrant=False, context_fn=checkpoint_contexts)
 
     def _observation(self, tensordict: TensorDictBase) -> Tensor:
         observations = [tensordict[key] for key in self._observation_keys]

@@ -17,7 +17,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_edp.diffusion import check_interval
 from torchrl_edp.modules.selection import fold_candidates
-from torchrl_edp.objectives.ensemble import check_modules, independent_copies, is_plain
+from torchrl_edp.objectives.ensemble import check_choice, check_modules, independent_copies, is_plain
 from torchrl_edp.objectives.functional import Aggregation, aggregate_qvalues
 
 
@@ -241,7 +241,7 @@ class CriticEnsembleLoss(LossModule):
     def _plain_qvalues(
         self, tensordict: TensorDictBase, params: TensorDictBase, action: Tensor | None, frozen: Any = None
     ) -> Tensor:
-        """The same for plain critics, of which ``frozen`` takes some, without gradients for them."""
+        """As ``_qvalues`` of plain critics, of which ``frozen`` takes some, without gradients for them."""
         given = {} if action is None else {unravel_key(self.tensor_keys.action): action}
         inputs = [given[key] if key in given else tensordict[key] for key in self.qvalue_network.in_keys]
         return self.qvalue_network.module.ensemble(params.get("module"), *inputs, frozen=frozen).squeeze(-1)
@@ -346,9 +346,3 @@ class CriticEnsembleLoss(LossModule):
 
     def _params_names(self) -> list[str]:
         return [f"{prefix}{name}_params" for prefix in ("", "target_") for name in self._networks]
-
-
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Refuse a value that is none of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}.")

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchrl.objectives.utils import _GAMMA_LMBDA_DEPREC_ERROR
 
 from torchrl_edp.diffusion import check_interval, clip
-from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, GuidanceStart, check_choice
+from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, GuidanceStart
+from torchrl_edp.objectives.ensemble import check_choice
 from torchrl_edp.objectives.functional import Aggregation, StepWeighting, WeightFunction, WeightNormalization
 from torchrl_edp.objectives.likelihood import Deviation, Likelihood, LikelihoodLoss
 from torchrl_edp.objectives.sampled_target import SampledTargetLoss

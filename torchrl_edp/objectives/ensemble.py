@@ -43,6 +43,12 @@ def independent_copies(network: TensorDictModule, count: int) -> list[TensorDict
     return copies
 
 
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Refuse a value that is none of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
+
+
 def check_modules(name: str, networks: Iterable[Any]) -> None:
     """Refuse networks without keys, and those whose layers have no parameters yet."""
     for network in networks:
@@ -66,7 +72,10 @@ def is_plain(network: TensorDictModule, key: NestedKey) -> bool:
         >>> is_plain(network, "state_action_value")
         True
     """
-    if torch.compiler.is_compiling() or type(network) not in (TensorDictModule, ValueOperator):
+    if torch.compiler.is_compiling() or type(network) not in (TensorDictModule, ValueOperator) or has_hooks(network):
         return False
-    keyed = network.out_keys == [key] and not has_hooks(network)
-    return keyed and type(network.module) is QValueNetwork and network.module.is_plain()
+    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))) or network.out_keys != [key]:
+        return False
+    by_position = not (network._kwargs or network.method or network.method_kwargs or network._get_kwargs)
+    is_known = type(network.module) is QValueNetwork and network.module.is_plain()
+    return by_position and len(network.in_keys) == 2 and is_known

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from torchrl_edp.diffusion import check_interval
-from torchrl_edp.objectives.critics import CriticEnsembleLoss, check_choice
+from torchrl_edp.objectives.critics import CriticEnsembleLoss
 from torchrl_edp.objectives.crr import Baseline
+from torchrl_edp.objectives.ensemble import check_choice
 from torchrl_edp.objectives.functional import Aggregation, WeightFunction, WeightNormalization, advantage_weight
 
 

@@ -10,7 +10,8 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from torchrl_edp.diffusion import check_interval
-from torchrl_edp.objectives.common import DiffusionTerms, EDPLoss, check_choice
+from torchrl_edp.objectives.common import DiffusionTerms, EDPLoss
+from torchrl_edp.objectives.ensemble import check_choice
 from torchrl_edp.objectives.functional import (
     StepTable,
     WeightFunction,

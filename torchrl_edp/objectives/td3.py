@@ -14,8 +14,8 @@ from torchrl.objectives.utils import _GAMMA_LMBDA_DEPREC_ERROR
 from torchrl_edp.diffusion import Bounds, check_interval
 from torchrl_edp.diffusion.process import check_bounds
 from torchrl_edp.modules.actor import spec_bounds
-from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, GuidanceStart, check_choice
-from torchrl_edp.objectives.ensemble import is_plain
+from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, GuidanceStart
+from torchrl_edp.objectives.ensemble import check_choice, is_plain
 from torchrl_edp.objectives.functional import Aggregation, StepWeighting
 from torchrl_edp.objectives.sampled_target import SampledTargetLoss
 

@@ -82,7 +82,7 @@ class NetworkOptimizer:
     def _fused_step(self, gradients: list[Tensor], scale: Tensor, state: _State, valid: Tensor | None) -> None:
         """The fastest step eagerly. The kernel reads memory in order, whatever the strides say."""
         parameters, means, squares, steps = state
-        if scale.device.type != "cpu" or scale.ndim or scale < 1:  # there it can be read without a sync
+        if scale.device.type != "cpu" or scale.ndim or not scale >= 1:  # there it can be read without a sync
             gradients = [gradient * _as(scale, gradient) for gradient in gradients]
         gradients = [gradient.contiguous() for gradient in gradients]
         found_inf = None if valid is None else valid.logical_not().float()

@@ -17,7 +17,7 @@ from torchrl_edp.data import (
     make_replay_buffer,
     multi_step,
 )
-from torchrl_edp.objectives.critics import check_choice
+from torchrl_edp.objectives.ensemble import check_choice
 
 COMPILE_FROM = 5_000  # updates; below, compiling takes longer than it saves
 MOST_CALLS = 30  # of the network in one sampling, which compiled is unrolled: 100 are not done in many minutes
