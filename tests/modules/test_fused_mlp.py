@@ -237,6 +237,27 @@ def test_under_a_checkpoint(inside):
     torch.testing.assert_close(found, torch.autograd.grad(network(x).sum(), x)[0], rtol=1e-5, atol=1e-6)
 
 
+class Nothing(torch.autograd.Function):
+    """A loss that gives no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None
+
+
+def test_results_are_contiguous_and_may_get_no_gradient():
+    network = NoisePredictionMLP(5, 3, hidden_sizes=(16,))
+    with fused_networks():
+        value = network(torch.randn(4, 3), torch.zeros(4), torch.randn(4, 5))
+    assert value.is_contiguous()
+    Nothing.apply(value).backward()
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
 def test_other_ways_to_differentiate():
     network, x = ValueNetwork(5, hidden_sizes=(16, 16)), torch.randn(4, 5, requires_grad=True)
     directions = torch.eye(4).reshape(4, 4, 1)

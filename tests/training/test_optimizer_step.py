@@ -49,6 +49,14 @@ def test_every_seed_has_its_own_norm():
     torch.testing.assert_close(optimizer.exp_avgs[0], torch.tensor([[0.3, 0.0, 0.0], [0.0, 0.0, 0.3]]))
 
 
+def test_a_gradient_that_is_not_finite_is_no_small_one():
+    """Who asks for the step all the same gets no part of it unclipped."""
+    parameter, gradient = torch.nn.Parameter(torch.zeros(3)), torch.tensor([1.0, torch.nan, 1.0])
+    optimizer = NetworkOptimizer([parameter], lr=0.1, clip_grad=1.0)
+    optimizer.step([gradient], optimizer.norm([gradient]))
+    assert parameter.isnan().all()
+
+
 def test_biases_are_added_after_the_product():
     layer = torch.nn.Linear(3, 2, dtype=torch.float64)
     inputs = torch.randn(5, 3, dtype=torch.float64)
