@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from torchrl_edp.diffusion import Bounds, NoiseSchedule, model_steps, solver_table
 from torchrl_edp.modules import kernels
-from torchrl_edp.modules.fused_mlp import is_mish_mlp, own_params
+from torchrl_edp.modules.fused_mlp import is_chain, own_params
 from torchrl_edp.modules.kernels import LANES
 from torchrl_edp.modules.networks import NoisePredictionMLP
 
@@ -84,7 +84,7 @@ def can_sample(network: nn.Module, noise: Tensor, observation: Tensor) -> bool:
     """Whether to sample in one call, and the kernel knows this network, and inputs of these types and shapes."""
     if not _depth or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
-    if type(network) is not NoisePredictionMLP or not network.is_plain() or not is_mish_mlp(network.net):
+    if type(network) is not NoisePredictionMLP or not network.is_plain() or not is_chain(network.net):
         return False
     values = noise, observation, *own_params(network.net)
     float32 = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ def run_mlp(net: Any, features: Tensor) -> Tensor:
 
 def can_fuse(net: Any, features: Tensor, params: Sequence[Tensor] | None = None) -> bool:
     """Whether :func:`apply` may take the place of ``net``, with its own parameters or others."""
-    if torch.compiler.is_compiling() or not _is_inside() or torch.is_autocast_enabled("cpu") or not is_mish_mlp(net):
+    if torch.compiler.is_compiling() or not _is_inside() or torch.is_autocast_enabled("cpu") or not is_chain(net):
         return False
     transforms = retrieve_all_functorch_interpreters()
     if torch._C._len_torch_dispatch_stack() or any(t.key() != TransformType.Vmap for t in transforms):
@@ -95,7 +95,7 @@ def can_fuse(net: Any, features: Tensor, params: Sequence[Tensor] | None = None)
 
 
 def own_params(net: Any) -> list[Tensor]:
-    """Weight and bias of every layer of a network that :func:`is_mish_mlp`, as it has them now.
+    """Weight and bias of every layer of a network that is such a chain (:func:`is_chain`), as it has them now.
 
     Examples:
         >>> [tuple(value.shape) for value in own_params(nn.Sequential(nn.Linear(3, 2)))]
@@ -104,18 +104,18 @@ def own_params(net: Any) -> list[Tensor]:
     return [tensor for layer in list(net)[::2] for tensor in (layer.weight, layer.bias)]
 
 
-def is_mish_mlp(net: Any) -> bool:
-    """Whether ``net`` is linear layers with a bias and Mish in between, and nothing changes them.
+def is_chain(net: Any, activations: Collection[type[nn.Module]] = (Mish, nn.Mish)) -> bool:
+    """Whether ``net`` is linear layers with a bias and ``activations`` in between, and nothing changes them.
 
     Examples:
-        >>> is_mish_mlp(nn.Sequential(nn.Linear(3, 8), nn.Mish(), nn.Linear(8, 1)))
+        >>> is_chain(nn.Sequential(nn.Linear(3, 8), nn.Mish(), nn.Linear(8, 1)))
         True
     """
     if type(net) not in (MLP, nn.Sequential) or has_hooks(net):
         return False
     layers = list(net)
     for i, layer in enumerate(layers):
-        known = type(layer) in (Mish, nn.Mish) if i % 2 else type(layer) is nn.Linear and layer.bias is not None
+        known = type(layer) in activations if i % 2 else type(layer) is nn.Linear and layer.bias is not None
         if not known or has_hooks(layer):
             return False
     return len(layers) % 2 == 1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import MLP
 
-from torchrl_edp.modules.fused_mlp import apply, can_fuse, has_hooks, run_mlp
+from torchrl_edp.modules.fused_mlp import apply, can_fuse, has_hooks, is_chain, run_mlp
 from torchrl_edp.modules.mish import Mish
 
 ELEMENTWISE = (Mish, nn.Mish, nn.ReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Tanh)
@@ -202,14 +202,8 @@ class QValueNetwork(nn.Module):
 
     def is_plain(self) -> bool:
         """Whether this is a chain of linear layers and elementwise activations that nothing changes."""
-        layers = list(self.net)
-        if type(self).forward is not QValueNetwork.forward or type(self.net) is not MLP:
-            return False
-        for i, layer in enumerate(layers):
-            known = type(layer) in ELEMENTWISE if i % 2 else type(layer) is nn.Linear and layer.bias is not None
-            if not known or has_hooks(layer):
-                return False
-        return not has_hooks(self) and not has_hooks(self.net)
+        plain = type(self).forward is QValueNetwork.forward and not has_hooks(self)
+        return plain and is_chain(self.net, ELEMENTWISE)
 
 
 class ValueNetwork(nn.Module):
