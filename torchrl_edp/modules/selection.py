@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchrl_edp.diffusion import check_interval
 from torchrl_edp.modules.actor import EDPActor
+from torchrl_edp.modules.parameters import parameters_in
 
 SelectionMode = Literal["sample", "argmax"]
 
@@ -160,7 +161,7 @@ class EnergyBasedActionSelector(TensorDictModuleBase):
     def _call(network: TensorDictModule, tensordict: TensorDictBase, params: TensorDictBase | None) -> TensorDictBase:
         if params is None:
             return network(tensordict)
-        with params.to_module(network, preserve_module_state=False):
+        with parameters_in(network, params):
             return network(tensordict)
 
 

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torchrl_edp.diffusion import Bounds, add_noise, check_interval, ddim_from_step
 from torchrl_edp.modules import DiffusionSampler, EDPActor, as_edp_actor
 from torchrl_edp.modules.fused_mlp import checkpoint_contexts
+from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.objectives.critics import CriticEnsembleLoss
 from torchrl_edp.objectives.ensemble import check_choice
 from torchrl_edp.objectives.functional import Aggregation, StepTable, StepWeighting, step_weights
@@ -217,7 +218,7 @@ class EDPLoss(CriticEnsembleLoss):
 
     def _network(self, *inputs: Tensor) -> Tensor:
         """The noise network's output under the actor's parameters."""
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+        with parameters_in(self.actor_network, self.actor_network_params):
             return self._sampler.noise_network(*inputs)
 
     def _checkpointed_network(self, *inputs: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torchrl.objectives.utils import ValueEstimators, _vmap_func, dispatch_value
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_edp.diffusion import check_interval
+from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.modules.selection import fold_candidates
 from torchrl_edp.objectives.ensemble import check_choice, check_modules, independent_copies, is_plain
 from torchrl_edp.objectives.functional import Aggregation, aggregate_qvalues
@@ -147,7 +148,7 @@ class CriticEnsembleLoss(LossModule):
         """Draw parameters anew by their layers' own rule, but frozen ones of critics; targets become copies of them."""
         for name, network in list(self.__dict__.items()):
             if isinstance(network, TensorDictModuleBase) and name != "qvalue_network":
-                with getattr(self, f"{name}_params").to_module(network, preserve_module_state=False):
+                with parameters_in(network, getattr(self, f"{name}_params")):
                     network.reset_parameters_recursive()
         copies = independent_copies(self.qvalue_network, self.num_qvalue_nets + 1)[1:]
         self._fill_qvalues(copies, trained_only=True)

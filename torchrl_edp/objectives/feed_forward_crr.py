@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from torchrl_edp.diffusion import check_interval
+from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.objectives.critics import CriticEnsembleLoss
 from torchrl_edp.objectives.crr import Baseline
 from torchrl_edp.objectives.ensemble import check_choice
@@ -176,7 +177,7 @@ class CRRLoss(CriticEnsembleLoss):
     def _policy(self, tensordict: TensorDictBase, params: TensorDictParams) -> Distribution:
         """The policy's distribution over actions [*B, A]; nothing is written into ``tensordict``."""
         inputs = tensordict.select(*self.actor_network.in_keys)
-        with params.to_module(self.actor_network, preserve_module_state=False):
+        with parameters_in(self.actor_network, params):
             return self.actor_network.get_dist(inputs)
 
     def _advantage(self, tensordict: TensorDictBase, action: Tensor, samples: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.objectives.utils import _GAMMA_LMBDA_DEPREC_ERROR
 
 from torchrl_edp.diffusion import check_interval
+from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, EDPLoss, GuidanceStart
 from torchrl_edp.objectives.ensemble import check_modules
 from torchrl_edp.objectives.functional import Aggregation, StepWeighting, WeightNormalization, expectile_loss
@@ -220,5 +221,5 @@ class EDPIQLLoss(LikelihoodLoss):
 
     def _compute_value(self, tensordict: TensorDictBase) -> Tensor:
         inputs = tensordict.select(*self.value_network.in_keys, strict=False)
-        with self.value_network_params.to_module(self.value_network, preserve_module_state=False):
+        with parameters_in(self.value_network, self.value_network_params):
             return self.value_network(inputs).get(self.tensor_keys.value).squeeze(-1)

@@ -8,6 +8,7 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 
 from torchrl_edp.diffusion import check_interval
+from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.objectives.common import EDPLoss
 
 
@@ -67,5 +68,5 @@ class SampledTargetLoss(EDPLoss):
         else:
             noise = noise.movedim(-2, 0)
         observation = observation.expand(count, *observation.shape)
-        with params.to_module(self.actor_network, preserve_module_state=False):
+        with parameters_in(self.actor_network, params):
             return self._sampler.sample(observation, noise, bounds=self._bounds)

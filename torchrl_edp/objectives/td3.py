@@ -14,6 +14,7 @@ from torchrl.objectives.utils import _GAMMA_LMBDA_DEPREC_ERROR
 from torchrl_edp.diffusion import Bounds, check_interval
 from torchrl_edp.diffusion.process import check_bounds
 from torchrl_edp.modules.actor import spec_bounds
+from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, GuidanceStart
 from torchrl_edp.objectives.ensemble import check_choice, is_plain
 from torchrl_edp.objectives.functional import Aggregation, StepWeighting
@@ -207,7 +208,7 @@ class EDPTD3Loss(SampledTargetLoss):
             return self._plain_qvalues(tensordict, self.qvalue_network_params, action, frozen).squeeze(0)
         inputs = self._critic_inputs(tensordict, action)
         params = self._frozen_qvalue_params()[head].squeeze(0)
-        with params.to_module(self.qvalue_network, preserve_module_state=False):  # oneDNN copies what vmap stacks
+        with parameters_in(self.qvalue_network, params):  # oneDNN copies what vmap stacks
             return self.qvalue_network(inputs).get(self.tensor_keys.state_action_value).squeeze(-1)
 
     def _frozen_qvalue_params(self) -> TensorDictBase:

@@ -16,6 +16,7 @@ from torchrl.objectives.utils import _vmap_func
 from tqdm import tqdm
 
 from torchrl_edp.evaluation.rollout import forked_rng
+from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.objectives import CRRLoss, clipped_share_by_step, qvalue_bound, qvalue_spread, weight_saturation
 from torchrl_edp.objectives.common import EDPLoss
 from torchrl_edp.objectives.likelihood import LikelihoodLoss
@@ -120,7 +121,7 @@ class Diagnosis:
     def _policy_action(self, batch: TensorDictBase) -> Tensor:
         """One action [B, A] of the policy that acts for every row."""
         network = self.loss.actor_network
-        with self.actor_params.to_module(network, preserve_module_state=False):
+        with parameters_in(network, self.actor_params):
             return network(batch.select(*network.in_keys, strict=False))[self.loss.tensor_keys.action]
 
     def _critics(self, batch: TensorDictBase, action: Tensor, update: int, who: str) -> dict[str, Tensor]:
@@ -148,7 +149,7 @@ class Diagnosis:
             return weight_saturation(metrics["advantage"], *settings)
         if not isinstance(loss, IQLLoss):
             return None
-        with loss.value_network_params.to_module(loss.value_network, preserve_module_state=False):
+        with parameters_in(loss.value_network, loss.value_network_params):
             value = loss.value_network(batch.select(*loss.value_network.in_keys))[loss.tensor_keys.value].squeeze(-1)
         qvalue = self._qvalues(batch, batch["action"], loss.target_qvalue_network_params).amin(0)
         return weight_saturation(qvalue - value, loss.temperature, cap=100.0)  # TorchRL's cap is fixed
