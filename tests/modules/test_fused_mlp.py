@@ -64,7 +64,7 @@ def test_values_and_gradients(sizes, shape, calls):
     check(ValueNetwork(5, hidden_sizes=sizes), observation)
     check(QValueNetwork(5, 3, hidden_sizes=sizes, activation=nn.Mish), observation, action)
     check(NoisePredictionMLP(5, 3, hidden_sizes=sizes), action, torch.full(shape, 7.0), observation)
-    assert len(calls) == 4  # the fourth embeds the diffusion step
+    assert len(calls) == 3
 
 
 def test_by_several_threads():

@@ -165,7 +165,8 @@ class _FusedMLP(torch.autograd.Function):
         for weight, bias in zip(params[:-2:2], params[1:-2:2], strict=True):
             values = torch.matmul(weight, values).contiguous()
             slopes = torch.empty_like(values) if with_gradient else None
-            _call("mish", values, bias.expand(values.shape[:-1]).contiguous(), slopes)
+            rows = bias if bias.shape == values.shape[:-1] else bias.expand(values.shape[:-1])  # one node, many inputs
+            _call("mish", values, rows.contiguous(), slopes)
             if slopes is not None:
                 kept.append((values, slopes))
         result = torch.matmul(params[-2], values).add_(params[-1].unsqueeze(-1))

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # torch.optim's
 
@@ -87,8 +86,9 @@ class NetworkOptimizer:
         gradients = [gradient.contiguous() for gradient in gradients]
         found_inf = None if valid is None else valid.logical_not().float()
         options: dict[str, Any] = {"lr": self.lr, "beta1": _BETA1, "beta2": _BETA2, "eps": _EPS, "found_inf": found_inf}
-        options |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False, "fused": True}
-        adam(parameters, gradients, means, squares, [], steps, **options)
+        options |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        torch._foreach_add_(steps, 1 if valid is None else valid.to(steps[0].dtype))
+        torch._fused_adam_(parameters, gradients, means, squares, [], steps, **options)
 
     def _traced_step(self, gradients: list[Tensor], scale: Tensor, state: _State, valid: Tensor | None) -> None:
         """The same for the compiler, which fuses it with what is around it.
