@@ -119,6 +119,19 @@ def test_batches_of_any_shape(shape, calls):
     assert calls == [math.prod(shape)] and actions.shape == noise.shape
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (3, 16), (40, 33), (256, 256)])
+def test_layers_are_laid_out_by_the_kernel_as_by_operators(inputs, outputs):
+    weight, bias = torch.randn(outputs, inputs + 4)[:, :inputs], torch.randn(2 * outputs)[::2]
+    layers = [(weight, bias), (torch.randn(inputs, outputs).T, torch.zeros(1).expand(outputs))]
+    packed = fused.pack(layers)
+    expected = torch.vmap(lambda bias: fused.pack([(weight, bias), layers[1]]))(bias[None])[0]
+    torch.testing.assert_close(packed, expected, rtol=0, atol=0)
+    lanes = fused.LANES  # by its definition: [panel][input][lane], zeros where there is no output
+    for out in range(-(-outputs // lanes) * lanes):
+        row = packed[out // lanes * lanes * inputs + out % lanes :][: inputs * lanes : lanes]
+        torch.testing.assert_close(row, weight[out] if out < outputs else torch.zeros(inputs), rtol=0, atol=0)
+
+
 def test_mish_everywhere():
     """One layer of one unit that multiplies by 1, as a probe; its output weight is 1 and the solver hands it on."""
     x = torch.cat([torch.linspace(-100, 100, 4001), torch.tensor([0.0, 1e-30, -1e-30, 3e38])])[:, None]

@@ -107,7 +107,8 @@ def sample_actions(
     low, high = (-math.inf, math.inf) if bounds is None else bounds
     size = noise.shape[-1]
     limits = torch.stack([_row(low, size), _row(high, size)])
-    actions = sample(
+    run = _sample if kernels.may_read_memory() else sample  # the operator's dispatch takes longer than a layer
+    actions = run(
         noise.reshape(-1, size),
         pad(share.reshape(-1, len(first.bias))),
         pad(biases),
@@ -137,6 +138,14 @@ def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         >>> pack([(torch.ones(16, 3), torch.ones(16))]).shape
         torch.Size([64])
     """
+    if kernels.may_read_memory() and (library := kernels.library()) is not None:
+        sizes = [(weight.shape[1] + 1) * (len(bias) + -len(bias) % LANES) for weight, bias in layers]
+        packed = torch.empty(sum(sizes), dtype=torch.float32)
+        for (weight, bias), part in zip(layers, packed.split(sizes), strict=True):
+            weight, bias = weight if weight.stride(1) == 1 else weight.contiguous(), bias.contiguous()
+            pointers = weight.data_ptr(), bias.data_ptr(), part.data_ptr()
+            library.pack(*pointers, weight.stride(0), *weight.shape[::-1], torch.get_num_threads())
+        return packed
     parts = []
     for weight, bias in layers:
         panels = pad(weight.T).T.unflatten(0, (-1, LANES))
@@ -155,8 +164,7 @@ def pad(values: Tensor) -> Tensor:
     return F.pad(values, (0, missing)) if missing else values
 
 
-@torch.library.custom_op("torchrl_edp::sample", mutates_args=())
-def sample(
+def _sample(
     noise: Tensor,
     shares: Tensor,
     step_biases: Tensor,
@@ -204,6 +212,9 @@ def sample(
     sizes = [len(widths) - 1, calls, len(noise), len(shares)]
     library.sample(*pointers, (ctypes.c_int64 * len(widths))(*widths), *sizes, torch.get_num_threads())
     return actions
+
+
+sample = torch.library.custom_op("torchrl_edp::sample", _sample, mutates_args=())
 
 
 @sample.register_fake

@@ -91,6 +91,18 @@ extern "C" void mish_gradient(float* gradient, float* sums, const float* derivat
   }
 }
 
+// Weights [outputs, inputs], their rows `stride` apart, and biases of a layer as `sample` reads them.
+extern "C" void pack(const float* weight, const float* bias, float* packed, int64_t stride, int64_t inputs,
+                     int64_t outputs, int threads) {
+  const int64_t panels = (outputs + LANES - 1) / LANES, size = panels * LANES;
+  std::fill_n(std::copy_n(bias, outputs, packed + size * inputs), size - outputs, 0.0f);
+#pragma omp parallel for num_threads(threads) if (size * inputs >= 16384)
+  for (int64_t row = 0; row < size; row++) {
+    float* to = packed + row / LANES * LANES * inputs + row % LANES;
+    for (int64_t i = 0; i < inputs; i++) to[i * LANES] = row < outputs ? weight[row * stride + i] : 0.0f;
+  }
+}
+
 // Sampling: an MLP with Mish, called at every step of a solver. Rows do not depend on each other, so a thread takes some
 // of them through all calls and layers: nothing waits for another thread and what a layer gives stays in the cache.
 // Weights come in panels of LANES outputs, [panel][input][LANE], biases and activations in rows padded by zeros to whole

@@ -27,7 +27,19 @@ def library() -> ctypes.CDLL | None:
         return None
     tensor, size, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.mish.argtypes = library.mish_gradient.argtypes = [tensor] * 3 + [size] * 2 + [threads]
+    library.pack.argtypes = [tensor] * 3 + [size] * 3 + [threads]
     library.sample.argtypes = [tensor] * 8 + [size] * 4 + [threads]
-    for kernel in (library.mish, library.mish_gradient, library.sample):
+    for kernel in (library.mish, library.mish_gradient, library.pack, library.sample):
         kernel.restype = None
     return library
+
+
+def may_read_memory() -> bool:
+    """Whether tensors are no more than they seem: nothing is compiled, traced or mapped.
+
+    Examples:
+        >>> torch.vmap(lambda x: x + may_read_memory())(torch.zeros(2))
+        tensor([0., 0.])
+    """
+    mapped = torch._C._are_functorch_transforms_active()
+    return not (torch.compiler.is_compiling() or mapped or torch._C._len_torch_dispatch_stack())
