@@ -17,6 +17,8 @@ from torchrl.modules import MLP
 from torchrl_edp.modules import kernels
 from torchrl_edp.modules.mish import Mish
 
+FUSED = (Mish, nn.Mish)  # activations
+
 _entered = threading.local()
 
 
@@ -75,20 +77,20 @@ def run_mlp(net: Any, features: Tensor) -> Tensor:
         >>> run_mlp(nn.Sequential(nn.Linear(3, 2)), torch.zeros(4, 3)).shape
         torch.Size([4, 2])
     """
-    if not can_fuse(net, features):
+    if not _is_inside() or not is_chain(net) or not can_fuse(features, params := own_params(net)):
         return net(features)
     columns = features.reshape(-1, features.shape[-1]).T
-    return apply(columns, own_params(net)).T.contiguous().view(*features.shape[:-1], -1)
+    return apply(columns, params).T.contiguous().view(*features.shape[:-1], -1)
 
 
-def can_fuse(net: Any, features: Tensor, params: Sequence[Tensor] | None = None) -> bool:
-    """Whether :func:`apply` may take the place of ``net``, with its own parameters or others."""
-    if torch.compiler.is_compiling() or not _is_inside() or torch.is_autocast_enabled("cpu") or not is_chain(net):
+def can_fuse(features: Tensor, params: Sequence[Tensor]) -> bool:
+    """Whether to call :func:`apply` on these tensors."""
+    if not _is_inside() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     transforms = retrieve_all_functorch_interpreters()
     if torch._C._len_torch_dispatch_stack() or any(t.key() != TransformType.Vmap for t in transforms):
         return False  # something is traced, or differentiated by torch.func
-    for tensor in (features, *(own_params(net) if params is None else params)):
+    for tensor in (features, *params):
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             return False
     return features.numel() > 0 and kernels.library() is not None
@@ -104,7 +106,7 @@ def own_params(net: Any) -> list[Tensor]:
     return [tensor for layer in list(net)[::2] for tensor in (layer.weight, layer.bias)]
 
 
-def is_chain(net: Any, activations: Collection[type[nn.Module]] = (Mish, nn.Mish)) -> bool:
+def is_chain(net: Any, activations: Collection[type[nn.Module]] = FUSED) -> bool:
     """Whether ``net`` is linear layers with a bias and ``activations`` in between, and nothing changes them.
 
     Examples:
@@ -163,13 +165,13 @@ class _FusedMLP(torch.autograd.Function):
         kept: list[tuple[Tensor, Tensor]] = []  # results and slopes of hidden layers
         values = columns
         for weight, bias in zip(params[:-2:2], params[1:-2:2], strict=True):
-            values = torch.matmul(weight, values).contiguous()
+            values = _product(weight, values).contiguous()
             slopes = torch.empty_like(values) if with_gradient else None
             rows = bias if bias.shape == values.shape[:-1] else bias.expand(values.shape[:-1])  # one node, many inputs
             _call("mish", values, rows.contiguous(), slopes)
             if slopes is not None:
                 kept.append((values, slopes))
-        result = torch.matmul(params[-2], values).add_(params[-1].unsqueeze(-1))
+        result = _product(params[-2], values).add_(params[-1].unsqueeze(-1))
         return (result, *[values for values, _ in kept], *[slopes for _, slopes in kept])
 
     @staticmethod
@@ -200,11 +202,11 @@ class _FusedMLP(torch.autograd.Function):
                 sums = gradient.new_empty(gradient.shape[:-1])
                 _call("mish_gradient", gradient, sums, slopes[i])  # in place: the product below made it
             if trained[2 * i]:
-                gradients[2 * i] = torch.matmul(gradient, inputs[i].mT)
+                gradients[2 * i] = _product(gradient, inputs[i].mT)
             if trained[2 * i + 1]:
                 gradients[2 * i + 1] = sums
             if i or wanted:
-                gradient = torch.matmul(params[2 * i].mT, gradient).contiguous()
+                gradient = _product(params[2 * i].mT, gradient).contiguous()
         return gradient.sum_to_size(inputs[0].shape) if wanted else None, None, *gradients
 
     @staticmethod
@@ -220,6 +222,10 @@ class _FusedMLP(torch.autograd.Function):
             columns = columns.reshape(info.batch_size, *[1] * (params[0].ndim - columns.ndim), *columns.shape[1:])
         outputs = _FusedMLP.apply(columns, with_gradient, *params)
         return outputs, (0,) * len(outputs)
+
+
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    return torch.bmm(one, other) if one.ndim == other.ndim == 3 else torch.matmul(one, other)  # which costs more
 
 
 def _call(name: str, values: Tensor, rows: Tensor, slopes: Tensor | None) -> None:

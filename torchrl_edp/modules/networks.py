@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import MLP
 
-from torchrl_edp.modules.fused_mlp import apply, can_fuse, has_hooks, is_chain, run_mlp
+from torchrl_edp.modules.fused_mlp import FUSED, apply, can_fuse, has_hooks, is_chain, run_mlp
 from torchrl_edp.modules.mish import Mish
 
 ELEMENTWISE = (Mish, nn.Mish, nn.ReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Tanh)
@@ -184,10 +184,10 @@ class QValueNetwork(nn.Module):
         columns = features.reshape(-1, features.shape[-1]).T
         layers = params.get("net")
         linear = [name for name, layer in self.net._modules.items() if type(layer) is nn.Linear]  # also one used twice
-        values = [layers.get((name, kind)) for name in linear for kind in ("weight", "bias")]
+        values = [value for name in linear for value in _weight_and_bias(layers.get(name))]
         if frozen is not None:
             values = [value.detach()[frozen] for value in values]
-        if can_fuse(self.net, features, values):
+        if all(type(layer) in (nn.Linear, *FUSED) for layer in self.net) and can_fuse(features, values):
             columns = apply(columns, values)
         else:
             given = iter(values)
@@ -228,6 +228,11 @@ class ValueNetwork(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """The value [*B, 1] of ``observation`` [*B, O]."""
         return run_mlp(self.net, observation)
+
+
+def _weight_and_bias(layer: TensorDictBase) -> tuple[Tensor, Tensor]:
+    values = dict(layer.items())
+    return values["weight"], values["bias"]
 
 
 def _steps(step: float, like: Tensor, shape: Sequence[int]) -> Tensor:

@@ -31,25 +31,27 @@ def parameters_in(module: nn.Module, params: TensorDictBase) -> Iterator[None]:
         ...     layer(torch.ones(1, 2))
         tensor([[0.]])
     """
-    if torch.compiler.is_compiling() or any(type(m).__setattr__ is not nn.Module.__setattr__ for m in module.modules()):
-        with params.to_module(module, preserve_module_state=False):
-            yield
-        return
     swapped: list[tuple[dict[str, Any], str, Any]] = []  # where a tensor was, its name, the tensor
     try:
-        _swap(module, params, swapped)
-        yield
+        lent = not torch.compiler.is_compiling() and _swap(module, params, swapped)
+        with contextlib.nullcontext() if lent else params.to_module(module, preserve_module_state=False):
+            yield
     finally:
         for place, name, tensor in reversed(swapped):
             place[name] = tensor
 
 
-def _swap(module: nn.Module, params: TensorDictBase, swapped: list[tuple[dict[str, Any], str, Any]]) -> None:
+def _swap(module: Any, params: TensorDictBase, swapped: list[tuple[dict[str, Any], str, Any]]) -> bool:
+    """Lend ``params`` until a module watches its attributes: whether there was none."""
+    if type(module).__setattr__ is not nn.Module.__setattr__:
+        return False
     for name, value in params.items():
         if not isinstance(value, Tensor):
-            _swap(module._modules[name], value, swapped)  # type: ignore[arg-type]
+            if not _swap(module._modules[name], value, swapped):
+                return False
             continue
         places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
         place = next(place for place in places if name in place)
         swapped.append((place, name, place[name]))
         place[name] = value
+    return True
