@@ -116,6 +116,13 @@ def test_tables_are_read_in_float32_or_better(dtype, read_as):
     torch.testing.assert_close(tables.at("betas", step, like), tables.betas[step].unsqueeze(-1).to(read_as))
 
 
+def test_scales_are_the_roots_of_the_tables():
+    tables, step = NoiseSchedule(1000), torch.tensor([[0, 3, 999]])
+    for found, squared in zip(tables.scales(step, torch.zeros(1)), ("alpha_bars", "noise_variances"), strict=True):
+        expected = getattr(tables, squared)[step].sqrt().float().unsqueeze(-1)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
 def test_copies_keep_the_tables_and_drop_the_cache(copied):
     original = NoiseSchedule(40, "cosine")

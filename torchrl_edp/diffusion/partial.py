@@ -64,6 +64,5 @@ def ddim_from_step(
 
 
 def _implied_noise(noisy: Tensor, clean: Tensor, step: Tensor, schedule: NoiseSchedule) -> Tensor:
-    alpha = schedule.at("alpha_bars", step, noisy).sqrt()
-    sigma = schedule.at("noise_variances", step, noisy).sqrt()
+    alpha, sigma = schedule.scales(step, noisy)
     return ((noisy - alpha * clean) / sigma).to(noisy.dtype)

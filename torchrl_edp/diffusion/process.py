@@ -35,8 +35,7 @@ def add_noise(action: Tensor, noise: Tensor, diffusion_step: Tensor, schedule: N
 
     Source: Eq. 8 of https://arxiv.org/abs/2305.20081.
     """
-    alpha = schedule.at("alpha_bars", diffusion_step, action).sqrt()
-    sigma = schedule.at("noise_variances", diffusion_step, action).sqrt()
+    alpha, sigma = schedule.scales(diffusion_step, action)
     return (alpha * action + sigma * noise).to(action.dtype)
 
 
@@ -69,8 +68,7 @@ def approximate_action(
 
     Source: Eq. 9 of https://arxiv.org/abs/2305.20081.
     """
-    alpha = schedule.at("alpha_bars", diffusion_step, noisy_action).sqrt()
-    sigma = schedule.at("noise_variances", diffusion_step, noisy_action).sqrt()
+    alpha, sigma = schedule.scales(diffusion_step, noisy_action)
     action = ((noisy_action - sigma * predicted_noise) / alpha).to(noisy_action.dtype)
     return action if bounds is None else clip(action, bounds)
 

@@ -86,6 +86,7 @@ class NoiseSchedule:
         self.alpha_bars = log_alpha_bars.exp()
         # A table of its own: 1 - abar^1 computed in float32 would be off by 2e-4.
         self.noise_variances = -log_alpha_bars.expm1()
+        self.scales_by_step = torch.stack([self.alpha_bars, self.noise_variances], -1).sqrt()
         self._cache: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     def __repr__(self) -> str:
@@ -97,7 +98,7 @@ class NoiseSchedule:
     def table(self, name: str, like: Tensor) -> Tensor:
         """A table on the device of ``like``, in its precision (float32 at least).
 
-        ``name`` is ``"betas"``, ``"alpha_bars"`` or ``"noise_variances"`` (1 - abar).
+        ``name`` is ``"betas"``, ``"alpha_bars"``, ``"noise_variances"`` (1 - abar) or ``"scales_by_step"`` [K, 2].
         """
         dtype = torch.promote_types(like.dtype, torch.float32)
         key = (name, like.device, dtype)
@@ -111,6 +112,11 @@ class NoiseSchedule:
     def at(self, name: str, diffusion_step: Tensor, like: Tensor) -> Tensor:
         """Entries of a table for each element: ``diffusion_step`` [*B] in 0..K-1 gives [*B, 1]."""
         return self.table(name, like)[diffusion_step].unsqueeze(-1)
+
+    def scales(self, diffusion_step: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The shares sqrt(abar) of the clean action and sqrt(1 - abar) of the noise, each [*B, 1], at steps [*B]."""
+        alpha, sigma = self.table("scales_by_step", like)[diffusion_step].split(1, -1)
+        return alpha, sigma
 
     @property
     def end_time(self) -> float:

@@ -101,8 +101,7 @@ class DiffusionSampler(nn.Module):
         output = network(noisy_action, diffusion_step.to(_step_dtype(noisy_action)), observation)
         if self.prediction == "noise":
             return output
-        alpha = self.schedule.at("alpha_bars", diffusion_step, noisy_action).sqrt()
-        sigma = self.schedule.at("noise_variances", diffusion_step, noisy_action).sqrt()
+        alpha, sigma = self.schedule.scales(diffusion_step, noisy_action)
         return (alpha * output + sigma * noisy_action).to(noisy_action.dtype)
 
     def score_network(self, model_input: Tensor) -> Tensor:

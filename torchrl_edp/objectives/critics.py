@@ -300,7 +300,9 @@ class CriticEnsembleLoss(LossModule):
         metrics = {name: value for name, value in metrics.items() if name in self.out_keys}
         if self.reduction == "none" and self.scalar_output_mode is None:
             return TensorDict(losses | metrics, batch_size=tensordict.batch_size)
-        means = {k: self._reduce_loss(v, tensordict=tensordict, reduction="mean") for k, v in metrics.items()}
+        masked = any(tensordict.get(key, None) is not None for key in self._loss_mask_keys())
+        given = tensordict if masked else None  # no search for masks at every metric
+        means = {name: self._reduce_loss(value, tensordict=given, reduction="mean") for name, value in metrics.items()}
         if self.reduction != "none":
             return TensorDict(losses | means)
         output = TensorDict(losses, batch_size=tensordict.batch_size)
