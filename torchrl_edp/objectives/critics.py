@@ -265,10 +265,9 @@ class CriticEnsembleLoss(LossModule):
         """What the critics are to predict [*B], and detached metrics; the input must stay as it is."""
         with torch.no_grad():
             next_value = self._next_value(tensordict.get("next"))
-        tensordict = tensordict.copy()  # shallow: the input stays as it is
-        key = unravel_key(("next", self.tensor_keys.state_action_value))
-        tensordict.set(key, next_value.unsqueeze(-1))
-        target = self.value_estimator.value_estimate(tensordict).squeeze(-1).detach()
+        # A shallow copy, so that nothing the estimator writes reaches the input.
+        target = self.value_estimator.value_estimate(tensordict.copy(), next_value=next_value.unsqueeze(-1))
+        target = target.squeeze(-1).detach()
         return target, {"next_state_value": next_value, "target_value": target}
 
     def _next_value(self, next_tensordict: TensorDictBase) -> Tensor:

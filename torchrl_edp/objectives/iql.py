@@ -203,9 +203,11 @@ class EDPIQLLoss(LikelihoodLoss):
         return loss, {"state_value": value.detach()}
 
     def _target_value(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        # A shallow copy, so that nothing the estimator writes reaches the input.
-        target = self.value_estimator.value_estimate(tensordict.copy(), target_params=self.target_value_network_params)
-        return target.squeeze(-1).detach(), {}
+        target, _ = super()._target_value(tensordict)
+        return target, {}
+
+    def _next_value(self, next_tensordict: TensorDictBase) -> Tensor:
+        return self._compute_value(next_tensordict, self.target_value_network_params)
 
     def _advantage(self, tensordict: TensorDictBase, terms: DiffusionTerms) -> Tensor:
         return self._target_qvalue(tensordict) - self._value(tensordict)
@@ -217,9 +219,9 @@ class EDPIQLLoss(LikelihoodLoss):
 
     def _value(self, tensordict: TensorDictBase) -> Tensor:
         """V of the state [*B]."""
-        return self._once("value", lambda: self._compute_value(tensordict))
+        return self._once("value", lambda: self._compute_value(tensordict, self.value_network_params))
 
-    def _compute_value(self, tensordict: TensorDictBase) -> Tensor:
+    def _compute_value(self, tensordict: TensorDictBase, params: TensorDictParams) -> Tensor:
         inputs = tensordict.select(*self.value_network.in_keys, strict=False)
-        with parameters_in(self.value_network, self.value_network_params):
+        with parameters_in(self.value_network, params):
             return self.value_network(inputs).get(self.tensor_keys.value).squeeze(-1)
