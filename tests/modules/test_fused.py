@@ -8,11 +8,13 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_edp.diffusion import NoiseSchedule
-from torchrl_edp.modules import DiffusionSampler, FrozenPolicy, NoisePredictionMLP, fused, fused_sampling
+from torchrl_edp.modules import DiffusionSampler, FrozenPolicy, NoisePredictionMLP, fused, fused_sampling, kernels
 from torchrl_edp.modules.actor import EDPActor
 
 OBSERVATION = 5
@@ -130,6 +132,25 @@ def test_layers_are_laid_out_by_the_kernel_as_by_operators(inputs, outputs):
     for out in range(-(-outputs // lanes) * lanes):
         row = packed[out // lanes * lanes * inputs + out % lanes :][: inputs * lanes : lanes]
         torch.testing.assert_close(row, weight[out] if out < outputs else torch.zeros(inputs), rtol=0, atol=0)
+
+
+class Wrapped(torch.Tensor):
+    """A tensor of a class of its own."""
+
+
+def test_memory_is_read_of_plain_tensors_only():
+    value = torch.zeros(2)
+    assert kernels.may_read_memory(value, nn.Parameter(value))
+    assert not kernels.may_read_memory(value, value.as_subclass(Wrapped))
+    with FakeTensorMode():
+        assert not kernels.may_read_memory(torch.zeros(2))
+    found = []
+    torch.vmap(lambda x: found.append(kernels.may_read_memory(x)) or x)(value)
+    make_fx(lambda x: found.append(kernels.may_read_memory(x)) or x)(value)
+    graph = torch.compile(lambda x: x + kernels.may_read_memory(x), backend="eager", fullgraph=True)
+    assert found == [False, False] and not graph(value).any()
+    layers = [(torch.ones(16, 3).as_subclass(Wrapped), torch.ones(16))]
+    assert fused.pack(layers).shape == (64,)
 
 
 def test_mish_everywhere():

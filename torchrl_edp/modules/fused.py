@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -107,7 +108,8 @@ def sample_actions(
     low, high = (-math.inf, math.inf) if bounds is None else bounds
     size = noise.shape[-1]
     limits = torch.stack([_row(low, size), _row(high, size)])
-    run = _sample if kernels.may_read_memory() else sample  # the operator's dispatch takes longer than a layer
+    # The operator's dispatch takes as long as a product.
+    run = _sample if kernels.may_read_memory(noise, share, biases) else sample
     actions = run(
         noise.reshape(-1, size),
         pad(share.reshape(-1, len(first.bias))),
@@ -138,7 +140,7 @@ def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         >>> pack([(torch.ones(16, 3), torch.ones(16))]).shape
         torch.Size([64])
     """
-    if kernels.may_read_memory() and (library := kernels.library()) is not None:
+    if kernels.may_read_memory(*itertools.chain(*layers)) and (library := kernels.library()) is not None:
         sizes = [(weight.shape[1] + 1) * (len(bias) + -len(bias) % LANES) for weight, bias in layers]
         packed = torch.empty(sum(sizes), dtype=torch.float32)
         for (weight, bias), part in zip(layers, packed.split(sizes), strict=True):

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 from torch._inductor import config
 from torch._inductor.codecache import CppCodeCache
 
@@ -34,12 +35,17 @@ def library() -> ctypes.CDLL | None:
     return library
 
 
-def may_read_memory() -> bool:
-    """Whether tensors are no more than they seem: nothing is compiled, traced or mapped.
+def may_read_memory(*tensors: Tensor) -> bool:
+    """Whether ``tensors`` are no more than they seem: nothing is compiled, traced or mapped, no class is a subclass.
 
     Examples:
-        >>> torch.vmap(lambda x: x + may_read_memory())(torch.zeros(2))
+        >>> may_read_memory(torch.zeros(2))
+        True
+        >>> torch.vmap(lambda x: x + may_read_memory(x))(torch.zeros(2))
         tensor([0., 0.])
     """
-    mapped = torch._C._are_functorch_transforms_active()
-    return not (torch.compiler.is_compiling() or mapped or torch._C._len_torch_dispatch_stack())
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
