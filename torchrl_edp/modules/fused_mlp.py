@@ -26,11 +26,11 @@ def fused_networks() -> contextlib.AbstractContextManager[None]:
     """Inside, the networks of this package are one node of autograd each, where a C++ kernel can help.
 
     It can in float32 on CPUs, where layers are linear with Mish in between and nothing changes them (hooks, other
-    classes). Then bias, Mish and its derivative are one pass with one exponential, in place; PyTorch's operators take
-    several exponentials and logarithms for Mish, and all of them once more for its gradient. Gradients cannot be
-    differentiated again (``create_graph=True`` raises), and where a checkpoint computes values again, the gradient must
-    be taken inside too (or see :func:`checkpoint_contexts`). The eager update of a
-    :class:`~torchrl_edp.training.TrainState` uses it by itself; compiled, nothing changes.
+    classes); the step embedding is too narrow to gain. Then bias, Mish and its derivative are one pass with one
+    exponential, in place; PyTorch's operators take several exponentials and logarithms for Mish, and all of them once
+    more for its gradient. Gradients cannot be differentiated again (``create_graph=True`` raises), and where a
+    checkpoint computes values again, the gradient must be taken inside too (or see :func:`checkpoint_contexts`). The
+    eager update of a :class:`~torchrl_edp.training.TrainState` uses it by itself; compiled, nothing changes.
 
     The kernel is compiled when it is first needed, which takes seconds, and kept in the compiler's cache. Without a
     compiler that knows vector types (GCC, Clang) there is a warning, and no kernel.
