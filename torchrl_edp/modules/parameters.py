@@ -16,8 +16,7 @@ def parameters_in(module: nn.Module, params: TensorDictBase) -> Iterator[None]:
     """Inside, ``module`` has the tensors of ``params``, as ``params.to_module(module)`` gives it.
 
     Eagerly it costs less than that method, as it does less: no hooks of parameter registration, no memory of shared
-    modules, no tensordict of what was there. Modules that watch their attributes (``nn.LSTM``) and compiled calls go by
-    ``to_module``.
+    modules, no tensordict of what was there. Compiled calls go by that method.
 
     Args:
         module: whose parameters and buffers are replaced, and put back on leaving.
@@ -31,27 +30,25 @@ def parameters_in(module: nn.Module, params: TensorDictBase) -> Iterator[None]:
         ...     layer(torch.ones(1, 2))
         tensor([[0.]])
     """
+    if torch.compiler.is_compiling():
+        with params.to_module(module, preserve_module_state=False):
+            yield
+        return
     swapped: list[tuple[dict[str, Any], str, Any]] = []  # where a tensor was, its name, the tensor
     try:
-        lent = not torch.compiler.is_compiling() and _swap(module, params, swapped)
-        with contextlib.nullcontext() if lent else params.to_module(module, preserve_module_state=False):
-            yield
+        _swap(module, params, swapped)
+        yield
     finally:
         for place, name, tensor in reversed(swapped):
             place[name] = tensor
 
 
-def _swap(module: Any, params: TensorDictBase, swapped: list[tuple[dict[str, Any], str, Any]]) -> bool:
-    """Lend ``params`` until a module watches its attributes: whether there was none."""
-    if type(module).__setattr__ is not nn.Module.__setattr__:
-        return False
+def _swap(module: Any, params: TensorDictBase, swapped: list[tuple[dict[str, Any], str, Any]]) -> None:
     for name, value in params.items():
         if not isinstance(value, Tensor):
-            if not _swap(module._modules[name], value, swapped):
-                return False
+            _swap(module._modules[name], value, swapped)
             continue
         places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
         place = next(place for place in places if name in place)
         swapped.append((place, name, place[name]))
         place[name] = value
-    return True
