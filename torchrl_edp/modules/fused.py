@@ -141,7 +141,7 @@ def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         torch.Size([64])
     """
     if kernels.may_read_memory(*itertools.chain(*layers)) and (library := kernels.library()) is not None:
-        sizes = [(weight.shape[1] + 1) * (len(bias) + -len(bias) % LANES) for weight, bias in layers]
+        sizes = [(weight.shape[1] + 1) * _padded(len(bias)) for weight, bias in layers]
         packed = torch.empty(sum(sizes), dtype=torch.float32)
         for (weight, bias), part in zip(layers, packed.split(sizes), strict=True):
             weight, bias = weight if weight.stride(1) == 1 else weight.contiguous(), bias.contiguous()
@@ -155,6 +155,10 @@ def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.cat(parts)
 
 
+def _padded(width: int) -> int:
+    return width + -width % LANES
+
+
 def pad(values: Tensor) -> Tensor:
     """``values`` [..., width] with zeros up to whole vectors.
 
@@ -162,7 +166,7 @@ def pad(values: Tensor) -> Tensor:
         >>> pad(torch.ones(2, 15)).shape
         torch.Size([2, 16])
     """
-    missing = -values.shape[-1] % LANES
+    missing = _padded(values.shape[-1]) - values.shape[-1]
     return F.pad(values, (0, missing)) if missing else values
 
 
@@ -195,7 +199,7 @@ def _sample(
     if library is None:
         raise RuntimeError("This graph samples by a kernel that cannot be compiled here: trace it here anew.")
     inputs = [x.contiguous() for x in (noise, shares, step_biases, network, table, bounds)]
-    padded = [width + -width % LANES for width in widths]
+    padded = [_padded(width) for width in widths]
     calls, size, hidden = len(step_biases), widths[0], padded[1]
     length = sum((width + 1) * out for width, out in zip(widths, padded[1:], strict=False))
     expected = [
