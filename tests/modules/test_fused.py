@@ -263,6 +263,25 @@ def test_bounds_that_are_one_number_in_a_tensor(calls):
     assert calls == [4]
 
 
+CONTEXTS = {
+    "inference": torch.inference_mode,
+    "default device": lambda: torch.device("meta"),
+    "fake": lambda: FakeTensorMode(allow_non_fake_inputs=True),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_where_it_was_called_first_makes_no_difference(context):
+    fused._kept_tensors.cache_clear()
+    sampler, inputs = make_sampler(), make_inputs(4)
+    with torch.no_grad(), fused_sampling(), CONTEXTS[context]():
+        sampler.sample(*inputs)
+    observation, noise = inputs
+    check(sampler, observation, noise)
+    predict = sampler.noise_network.condition(observation, [1.0, 2.0])
+    predict(noise, 1.0).sum().backward()
+
+
 @pytest.mark.parametrize("solver", ["dpm_solver", "ddim"])
 def test_deterministic_actions(solver, calls):
     actor = EDPActor(NoisePredictionMLP(OBSERVATION, 3, hidden_sizes=(8, 8)), solver=solver, num_calls=4)

@@ -14,6 +14,7 @@ from torchrl_edp.objectives.functional import (
     aggregate_qvalues,
     elbo_weights,
     expectile_loss,
+    mean_of_each,
     step_weights,
 )
 
@@ -233,3 +234,12 @@ def test_a_step_table_is_converted_once():
     expected = table(step, torch.zeros(1))
     table.values = None
     close(table(step, torch.zeros(1)), expected)
+
+
+@pytest.mark.parametrize("shapes", [[], [()], [(), ()], [(4,), (4,)], [(2, 3), (2, 3), (2, 3)], [(4,), (2, 4), ()]])
+def test_mean_of_each(shapes):
+    values = {str(i): torch.randn(shape, dtype=torch.float64) for i, shape in enumerate(shapes)}
+    means = mean_of_each(values)
+    assert list(means) == list(values)
+    for name, value in values.items():
+        close(means[name], f64(*value.reshape(-1)).sum() / max(value.numel(), 1))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensordict import NonTensorStack, assert_close
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 from torchrl.modules import ValueOperator
 from torchrl.objectives import SoftUpdate
@@ -13,6 +14,7 @@ from training_helpers import ACTIONS, OBSERVATIONS, make_data, make_loss, make_s
 from torchrl_edp import EDPActor, EDPTD3Loss, NoiseSchedule
 from torchrl_edp.modules import kernels
 from torchrl_edp.training import EDPTargetUpdate, TrainState
+from torchrl_edp.training.state import _rows
 
 
 def parameters(loss) -> dict[str, torch.Tensor]:
@@ -179,6 +181,15 @@ def test_what_a_buffer_does_to_its_batches_is_done(buffer_class):
     buffer = buffer_class(storage=make_data().buffer.storage, batch_size=16, **options)
     loss = make_loss("td3").make_value_estimator(gamma=0.0)
     assert TrainState(loss, buffer, EDPTargetUpdate(loss)).update()["target_value"] == 0
+
+
+def test_a_batch_is_the_rows_of_everything_that_is_a_tensor():
+    data = make_data().buffer[:]
+    data["next", "name"] = NonTensorStack(*map(str, range(64)))
+    index = torch.tensor([3, 0, 3])
+    assert_close(_rows(data, index), data[index].exclude(("next", "name")), rtol=0, atol=0)
+    seeds = torch.stack([index, index + 1])
+    assert_close(_rows(data, seeds).exclude(("next", "name")), data.exclude(("next", "name"))[seeds], rtol=0, atol=0)
 
 
 def test_a_storage_may_have_two_dimensions():

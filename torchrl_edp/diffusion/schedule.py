@@ -115,7 +115,7 @@ class NoiseSchedule:
 
     def scales(self, diffusion_step: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """The shares sqrt(abar) of the clean action and sqrt(1 - abar) of the noise, each [*B, 1], at steps [*B]."""
-        alpha, sigma = self.table("scales_by_step", like)[diffusion_step].split(1, -1)
+        alpha, sigma = self.table("scales_by_step", like)[diffusion_step].chunk(2, -1)
         return alpha, sigma
 
     @property

@@ -88,7 +88,7 @@ def can_sample(network: nn.Module, noise: Tensor, observation: Tensor) -> bool:
     if type(network) is not NoisePredictionMLP or not network.is_plain() or not is_chain(network.net):
         return False
     values = noise, observation, *own_params(network.net)
-    float32 = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in values)
+    float32 = all(value.dtype == torch.float32 and value.is_cpu for value in values)
     fits = noise.shape == (*observation.shape[:-1], network.action_size)
     return len(network.net) > 1 and float32 and fits and _is_available()
 
@@ -101,7 +101,7 @@ def sample_actions(
     bounds: Bounds | None,
 ) -> Tensor:
     """Actions [*B, A] by the kernel, from ``noise`` [*B, A], given [*B, O]."""
-    steps, table = plan
+    steps, table = (_kept_tensors if kernels.may_read_memory(noise, observation) else _tensors)(plan)
     by_action, share, biases = network.first_layer(observation, steps)
     first, *rest = [layer for layer in network.net if type(layer) is nn.Linear]
     layers = [(by_action, torch.zeros_like(first.bias)), *[(layer.weight, layer.bias) for layer in rest]]
@@ -115,17 +115,24 @@ def sample_actions(
         pad(share.reshape(-1, len(first.bias))),
         pad(biases),
         pack(layers),
-        torch.tensor(table, dtype=torch.float32),
+        table,
         limits,
         [size, *[len(bias) for _, bias in layers]],
     )
     return actions.reshape(noise.shape)
 
 
+def _tensors(plan: Plan) -> list[Tensor]:
+    return [torch.tensor(values, dtype=torch.float32, device="cpu") for values in plan]
+
+
+_kept_tensors = functools.lru_cache(maxsize=32)(_tensors)
+
+
 def _row(limit: float | Tensor, size: int) -> Tensor:
     if isinstance(limit, Tensor):
         return limit.to("cpu", torch.float32).expand(size)
-    return torch.full((size,), limit, dtype=torch.float32)
+    return torch.full((size,), limit, dtype=torch.float32, device="cpu")
 
 
 @torch.compiler.assume_constant_result
@@ -142,7 +149,7 @@ def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """
     if kernels.may_read_memory(*itertools.chain(*layers)) and (library := kernels.library()) is not None:
         sizes = [(weight.shape[1] + 1) * _padded(len(bias)) for weight, bias in layers]
-        packed = torch.empty(sum(sizes), dtype=torch.float32)
+        packed = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
         for (weight, bias), part in zip(layers, packed.split(sizes), strict=True):
             weight, bias = weight if weight.stride(1) == 1 else weight.contiguous(), bias.contiguous()
             pointers = weight.data_ptr(), bias.data_ptr(), part.data_ptr()

@@ -87,11 +87,13 @@ def can_fuse(features: Tensor, params: Sequence[Tensor]) -> bool:
     """Whether to call :func:`apply` on these tensors."""
     if not _is_inside() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    transforms = retrieve_all_functorch_interpreters()
-    if torch._C._len_torch_dispatch_stack() or any(t.key() != TransformType.Vmap for t in transforms):
-        return False  # something is traced, or differentiated by torch.func
+    if torch._C._len_torch_dispatch_stack():
+        return False  # something is traced
+    if torch._C._are_functorch_transforms_active():
+        if any(transform.key() != TransformType.Vmap for transform in retrieve_all_functorch_interpreters()):
+            return False  # something is differentiated by torch.func
     for tensor in (features, *params):
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != torch.float32 or not tensor.is_cpu:
             return False
     return features.numel() > 0 and kernels.library() is not None
 
@@ -113,25 +115,27 @@ def is_chain(net: Any, activations: Collection[type[nn.Module]] = FUSED) -> bool
         >>> is_chain(nn.Sequential(nn.Linear(3, 8), nn.Mish(), nn.Linear(8, 1)))
         True
     """
-    if type(net) not in (MLP, nn.Sequential) or has_hooks(net):
+    if type(net) not in (MLP, nn.Sequential):
         return False
     layers = list(net)
     for i, layer in enumerate(layers):
-        known = type(layer) in activations if i % 2 else type(layer) is nn.Linear and layer.bias is not None
-        if not known or has_hooks(layer):
+        if not (type(layer) in activations if i % 2 else type(layer) is nn.Linear and layer.bias is not None):
             return False
-    return len(layers) % 2 == 1
+    return len(layers) % 2 == 1 and not has_hooks(net, *layers)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling ``module`` does more, or other things, than its class says.
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether calling one of ``modules`` does more, or other things, than its class says.
 
     Examples:
         >>> has_hooks(nn.Linear(1, 1))
         False
     """
-    forward = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-    return bool(forward or module._backward_hooks or module._backward_pre_hooks or _has_any_global_hook())
+    for module in modules:
+        forward = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+        if forward or module._backward_hooks or module._backward_pre_hooks:
+            return True
+    return _has_any_global_hook()
 
 
 def apply(columns: Tensor, params: Sequence[Tensor]) -> Tensor:

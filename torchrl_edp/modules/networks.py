@@ -105,7 +105,8 @@ class NoisePredictionMLP(nn.Module):
         _, *rest = cast(Iterable[Any], self.net)
         if not self.is_plain():
             return lambda action, step: self(action, _steps(step, action, action.shape[:-1]), observation)
-        by_action, share, biases = self.first_layer(observation, steps)
+        every_step = torch.cat([_steps(step, observation, (1,)) for step in steps])  # on a GPU without a sync
+        by_action, share, biases = self.first_layer(observation, every_step)
         bias = dict(zip(steps, biases.unbind(), strict=True))
 
         def predict(noisy_action: Tensor, diffusion_step: float) -> Tensor:
@@ -120,21 +121,21 @@ class NoisePredictionMLP(nn.Module):
         """Whether no subclass, wrapper or hook changes what ``forward`` and the first layer do."""
         first = cast(Any, self.net)[0]
         plain = type(self).forward is NoisePredictionMLP.forward and type(first).forward is nn.Linear.forward
-        return plain and type(self.net) is MLP and not any(map(has_hooks, (self, self.net, first)))
+        return plain and type(self.net) is MLP and not has_hooks(self, self.net, first)
 
-    def first_layer(self, observation: Tensor, steps: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    def first_layer(self, observation: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the first layer adds up: its weight for actions [H, A], the shares of observations and of ``steps``.
 
         The share of observations [*B, O], with the bias, is [*B, H], or [1, ..., H] where those along the first
-        dimension are one that was expanded; that of ``steps`` is [len(steps), H].
+        dimension are one that was expanded; that of ``steps`` [calls] is [calls, H].
         """
         first: Any = self.net[0]
         sizes = [self.action_size, self.embedding.size, observation.shape[-1]]
         by_action, by_step, by_observation = first.weight.split(sizes, 1)
         if observation.ndim > 1 and observation.stride(0) == 0:  # candidates of the same observation
             observation = observation[:1]
-        embedded = self.embedding(torch.cat([_steps(step, observation, (1,)) for step in steps]))
-        return by_action, F.linear(observation, by_observation, first.bias), F.linear(embedded, by_step)
+        step_shares = F.linear(self.embedding(steps), by_step)
+        return by_action, F.linear(observation, by_observation, first.bias), step_shares
 
 
 class QValueNetwork(nn.Module):
@@ -182,11 +183,12 @@ class QValueNetwork(nn.Module):
         """
         features = torch.cat([observation, action], -1)
         columns = features.reshape(-1, features.shape[-1]).T
-        layers = params.get("net")
+        layers = dict(params.get("net").items())
         linear = [name for name, layer in self.net._modules.items() if type(layer) is nn.Linear]  # also one used twice
-        values = [value for name in linear for value in _weight_and_bias(layers.get(name))]
+        values = [value for name in linear for value in _weight_and_bias(layers[name])]
         if frozen is not None:
-            values = [value.detach()[frozen] for value in values]
+            with torch.no_grad():
+                values = [value[frozen] for value in values]
         if all(type(layer) in (nn.Linear, *FUSED) for layer in self.net) and can_fuse(features, values):
             columns = apply(columns, values)
         else:

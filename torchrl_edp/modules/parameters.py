@@ -44,11 +44,11 @@ def parameters_in(module: nn.Module, params: TensorDictBase) -> Iterator[None]:
 
 
 def _swap(module: Any, params: TensorDictBase, swapped: list[tuple[dict[str, Any], str, Any]]) -> None:
+    parameters, buffers = module._parameters, module._buffers
     for name, value in params.items():
-        if not isinstance(value, Tensor):
+        if isinstance(value, Tensor):
+            place = parameters if name in parameters else buffers if name in buffers else module.__dict__
+            swapped.append((place, name, place[name]))
+            place[name] = value
+        else:
             _swap(module._modules[name], value, swapped)
-            continue
-        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
-        place = next(place for place in places if name in place)
-        swapped.append((place, name, place[name]))
-        place[name] = value

@@ -19,7 +19,7 @@ from torchrl_edp.diffusion import check_interval
 from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.modules.selection import fold_candidates
 from torchrl_edp.objectives.ensemble import check_choice, check_modules, independent_copies, is_plain
-from torchrl_edp.objectives.functional import Aggregation, aggregate_qvalues
+from torchrl_edp.objectives.functional import Aggregation, aggregate_qvalues, mean_of_each
 
 
 class CriticEnsembleLoss(LossModule):
@@ -265,7 +265,6 @@ class CriticEnsembleLoss(LossModule):
         """What the critics are to predict [*B], and detached metrics; the input must stay as it is."""
         with torch.no_grad():
             next_value = self._next_value(tensordict.get("next"))
-        # A shallow copy, so that nothing the estimator writes reaches the input.
         target = self.value_estimator.value_estimate(tensordict.copy(), next_value=next_value.unsqueeze(-1))
         target = target.squeeze(-1).detach()
         return target, {"next_state_value": next_value, "target_value": target}
@@ -299,9 +298,10 @@ class CriticEnsembleLoss(LossModule):
         metrics = {name: value for name, value in metrics.items() if name in self.out_keys}
         if self.reduction == "none" and self.scalar_output_mode is None:
             return TensorDict(losses | metrics, batch_size=tensordict.batch_size)
-        masked = any(tensordict.get(key, None) is not None for key in self._loss_mask_keys())
-        given = tensordict if masked else None  # no search for masks at every metric
-        means = {name: self._reduce_loss(value, tensordict=given, reduction="mean") for name, value in metrics.items()}
+        if any(tensordict.get(key, None) is not None for key in self._loss_mask_keys()):
+            means = {k: self._reduce_loss(v, tensordict=tensordict, reduction="mean") for k, v in metrics.items()}
+        else:
+            means = mean_of_each(metrics)
         if self.reduction != "none":
             return TensorDict(losses | means)
         output = TensorDict(losses, batch_size=tensordict.batch_size)

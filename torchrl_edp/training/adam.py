@@ -57,7 +57,7 @@ class NetworkOptimizer:
             norms = [torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1) for gradient in present]
         else:
             norms = [torch.linalg.vector_norm(gradient) for gradient in present]
-        return torch.stack(norms).square().sum(0).sqrt()
+        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], norm: Tensor, valid: Tensor | None = None) -> None:
@@ -70,27 +70,33 @@ class NetworkOptimizer:
         """
         used = [i for i, gradient in enumerate(gradients) if gradient is not None]
         present = [gradient for gradient in gradients if gradient is not None]
-        scale = torch.ones_like(norm) if self.clip_grad is None else (self.clip_grad / (norm + 1e-6)).clamp_max(1.0)
         groups = (self.parameters, self.exp_avgs, self.exp_avg_sqs, self.steps)
         state = tuple([group[i] for i in used] for group in groups)
         if torch.compiler.is_compiling():
-            self._traced_step(present, scale, state, valid)
+            self._traced_step(present, norm, state, valid)
         else:
-            self._fused_step(present, scale, state, valid)
+            self._fused_step(present, norm, state, valid)
 
-    def _fused_step(self, gradients: list[Tensor], scale: Tensor, state: _State, valid: Tensor | None) -> None:
+    def _scale(self, norm: Tensor) -> Tensor:
+        """What clipping multiplies gradients of this norm by."""
+        return torch.ones_like(norm) if self.clip_grad is None else (self.clip_grad / (norm + 1e-6)).clamp_max(1.0)
+
+    def _fused_step(self, gradients: list[Tensor], norm: Tensor, state: _State, valid: Tensor | None) -> None:
         """The fastest step eagerly. The kernel reads memory in order, whatever the strides say."""
         parameters, means, squares, steps = state
-        if scale.device.type != "cpu" or scale.ndim or not scale >= 1:  # there it can be read without a sync
+        is_number = norm.is_cpu and not norm.ndim  # which can be read without a sync
+        if self.clip_grad is not None and not (is_number and float(norm) + 1e-6 <= self.clip_grad):
+            scale = self._scale(norm)
             gradients = [gradient * _as(scale, gradient) for gradient in gradients]
         gradients = [gradient.contiguous() for gradient in gradients]
         found_inf = None if valid is None else valid.logical_not().float()
         options: dict[str, Any] = {"lr": self.lr, "beta1": _BETA1, "beta2": _BETA2, "eps": _EPS, "found_inf": found_inf}
         options |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
-        torch._foreach_add_(steps, 1 if valid is None else valid.to(steps[0].dtype))
+        taken = torch.ones_like(steps[0]) if valid is None else valid.to(steps[0].dtype)
+        torch._foreach_add_(steps, [taken] * len(steps))  # a list takes a third of the time of one number
         torch._fused_adam_(parameters, gradients, means, squares, [], steps, **options)
 
-    def _traced_step(self, gradients: list[Tensor], scale: Tensor, state: _State, valid: Tensor | None) -> None:
+    def _traced_step(self, gradients: list[Tensor], norm: Tensor, state: _State, valid: Tensor | None) -> None:
         """The same for the compiler, which fuses it with what is around it.
 
         It would work out a scalar anew for every few elements, powers too; what is stacked it keeps. The parameters of
@@ -98,7 +104,7 @@ class NetworkOptimizer:
         """
         time = state[3][0] + 1
         rate, root = self.lr / (1 - _BETA1**time), (1 - _BETA2**time).sqrt()
-        scale, rate, root = torch.stack(torch.broadcast_tensors(scale, rate, root)).unbind()
+        scale, rate, root = torch.stack(torch.broadcast_tensors(self._scale(norm), rate, root)).unbind()
         gradients = [gradient * _as(scale, gradient) for gradient in gradients]
         means = [mean.lerp(gradient, 1 - _BETA1) for mean, gradient in zip(state[1], gradients, strict=True)]
         squares = [

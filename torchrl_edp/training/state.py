@@ -272,7 +272,7 @@ class TrainState:
     def _update(self, batch: TensorDictBase, index: Tensor | None) -> _Updated:
         """The update as a function of tensors, all of them changed in place; compiled, it is one graph."""
         if index is not None:
-            batch = batch[index]
+            batch = _rows(batch, index)
         metrics: dict[str, Tensor] = {}
         valid = torch.ones((), dtype=torch.bool, device=self.device)
         for term in self._terms:
@@ -299,6 +299,13 @@ class TrainState:
             if go:
                 self.optimizers[name].step(values, norms[name], mask)
         return {f"grad_norm_{name}": norm for name, norm in norms.items()}, valid
+
+
+def _rows(data: TensorDictBase, index: Tensor) -> TensorDictBase:
+    """``data[index]``, but eagerly in half the time, and without what is no tensor, which no loss can differentiate."""
+    if index.ndim > 1 or torch.compiler.is_compiling():
+        return data[index]
+    return data.apply(lambda value: value.index_select(0, index), batch_size=index.shape)
 
 
 def _go(valid: Tensor) -> tuple[bool, Tensor | None]:
@@ -339,8 +346,8 @@ def _term(loss: LossModule, name: str, seed_dims: int) -> Callable[[TensorDictBa
 
     def joint(batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         output = loss(batch)
-        total = sum(value for key, value in output.items() if key.startswith("loss_"))
-        return total, {key: mean(value.detach()) for key, value in output.items()}
+        first, *others = (value for key, value in output.items() if key.startswith("loss_"))
+        return sum(others, start=first), {key: mean(value.detach()) for key, value in output.items()}
 
     def single(batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         total, metrics = getattr(loss, name)(batch)
