@@ -25,9 +25,9 @@ def calls(monkeypatch):
     seen: list[tuple[int, ...]] = []
     original = fused_mlp.apply
 
-    def counted(columns, params):
-        seen.append(tuple(columns.shape))
-        return original(columns, params)
+    def counted(features, params):
+        seen.append(tuple(features.shape))
+        return original(features, params)
 
     monkeypatch.setattr(fused_mlp, "apply", counted)
     monkeypatch.setattr("torchrl_edp.modules.networks.apply", counted)

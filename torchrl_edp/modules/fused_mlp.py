@@ -79,8 +79,9 @@ def run_mlp(net: Any, features: Tensor) -> Tensor:
     """
     if not _is_inside() or not is_chain(net) or not can_fuse(features, params := own_params(net)):
         return net(features)
-    columns = features.reshape(-1, features.shape[-1]).T
-    return apply(columns, params).T.contiguous().view(*features.shape[:-1], -1)
+    if features.ndim == 2:
+        return apply(features, params)
+    return apply(features.reshape(-1, features.shape[-1]), params).view(*features.shape[:-1], -1)
 
 
 def can_fuse(features: Tensor, params: Sequence[Tensor]) -> bool:
@@ -138,21 +139,21 @@ def has_hooks(*modules: nn.Module) -> bool:
     return _has_any_global_hook()
 
 
-def apply(columns: Tensor, params: Sequence[Tensor]) -> Tensor:
-    """Linear layers with Mish in between, on samples that are columns, so that gradients have the weights' layout.
+def apply(features: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """Linear layers with Mish in between.
 
     Args:
-        columns: inputs [in, B], or [E, in, B].
+        features: inputs [B, in], or [E, B, in].
         params: weight [out, in] and bias [out] of every layer, one after the other; or of E networks [E, ...].
 
     Returns:
-        [out, B], or [E, out, B].
+        [B, out], or [E, B, out].
 
     Examples:
-        >>> apply(torch.ones(1, 3), [torch.ones(2, 1), torch.zeros(2), torch.ones(1, 2), torch.zeros(1)])
+        >>> apply(torch.ones(3, 1), [torch.ones(2, 1), torch.zeros(2), torch.ones(1, 2), torch.zeros(1)]).T
         tensor([[1.7302, 1.7302, 1.7302]])
     """
-    return _FusedMLP.apply(columns, torch.is_grad_enabled(), *params)[0]
+    return _FusedMLP.apply(features, torch.is_grad_enabled(), *params)[0]
 
 
 class _FusedMLP(torch.autograd.Function):
@@ -165,25 +166,27 @@ class _FusedMLP(torch.autograd.Function):
         return super(skipped, cls).apply(*args)  # type: ignore[misc]
 
     @staticmethod
-    def forward(columns: Tensor, with_gradient: bool, *params: Tensor) -> tuple[Tensor, ...]:
-        kept: list[tuple[Tensor, Tensor]] = []  # results and slopes of hidden layers
-        values = columns
+    def forward(features: Tensor, with_gradient: bool, *params: Tensor) -> tuple[Tensor, ...]:
+        hidden: list[Tensor] = []
+        kept: list[Tensor] = []  # slopes of the hidden layers' activations
+        values = features.mT  # samples are columns, so that gradients have the weights' layout
         for weight, bias in zip(params[:-2:2], params[1:-2:2], strict=True):
             values = _product(weight, values).contiguous()
             slopes = torch.empty_like(values) if with_gradient else None
             rows = bias if bias.shape == values.shape[:-1] else bias.expand(values.shape[:-1])  # one node, many inputs
             _call("mish", values, rows.contiguous(), slopes)
             if slopes is not None:
-                kept.append((values, slopes))
+                hidden.append(values)
+                kept.append(slopes)
         result = _product(params[-2], values).add_(params[-1].unsqueeze(-1))
-        return (result, *[values for values, _ in kept], *[slopes for _, slopes in kept])
+        return (result.mT.contiguous(), *hidden, *kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        columns, _, *params = inputs
+        features, _, *params = inputs
         ctx.set_materialize_grads(False)  # no zeros for what is only kept
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(columns, *output[1:], *params)
+        ctx.save_for_backward(features, *output[1:], *params)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -193,10 +196,11 @@ class _FusedMLP(torch.autograd.Function):
         if gradient is None:
             return (None,) * len(ctx.needs_input_grad)
         last = len(trained) // 2 - 1  # of the layers
-        saved = ctx.saved_tensors  # once: under a checkpoint a second time is an error
-        inputs, slopes, params = saved[: last + 1], saved[last + 1 : 2 * last + 1], saved[2 * last + 1 :]
+        features, *saved = ctx.saved_tensors  # once: under a checkpoint a second time is an error
+        inputs, slopes, params = [features.mT, *saved[:last]], saved[last : 2 * last], saved[2 * last :]
         gradients: list[Tensor | None] = [None] * len(params)
         transformed = torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(gradient)  # by vmap
+        gradient = gradient.mT
         for i in range(last, -1, -1):
             if i < last and transformed:
                 gradient = gradient * slopes[i]
@@ -211,20 +215,20 @@ class _FusedMLP(torch.autograd.Function):
                 gradients[2 * i + 1] = sums
             if i or wanted:
                 gradient = _product(params[2 * i].mT, gradient).contiguous()
-        return gradient.sum_to_size(inputs[0].shape) if wanted else None, None, *gradients
+        return gradient.mT.sum_to_size(features.shape) if wanted else None, None, *gradients
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         """Networks of several seeds [S, ...] are one more dimension in front."""
-        columns, with_gradient, *params = args
+        features, with_gradient, *params = args
         params = [
             value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
             for value, dim in zip(params, in_dims[2:], strict=True)
         ]
         if in_dims[0] is not None:
-            columns = columns.movedim(in_dims[0], 0)
-            columns = columns.reshape(info.batch_size, *[1] * (params[0].ndim - columns.ndim), *columns.shape[1:])
-        outputs = _FusedMLP.apply(columns, with_gradient, *params)
+            features = features.movedim(in_dims[0], 0)
+            features = features.reshape(info.batch_size, *[1] * (params[0].ndim - features.ndim), *features.shape[1:])
+        outputs = _FusedMLP.apply(features, with_gradient, *params)
         return outputs, (0,) * len(outputs)
 
 

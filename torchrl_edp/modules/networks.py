@@ -173,7 +173,7 @@ class QValueNetwork(nn.Module):
         """Values [E, *B, 1] under E stacked sets of parameters, for networks that are :meth:`plain <is_plain>`.
 
         It is what ``torch.vmap`` over parameters gives, without its cost, which eagerly is that of the products.
-        Samples are columns: so the gradients of weights come in the weights' layout.
+        Samples are columns in between: so the gradients of weights come in the weights' layout.
 
         Args:
             params: those of this module, stacked along the first dimension.
@@ -182,7 +182,7 @@ class QValueNetwork(nn.Module):
             frozen: index of the first dimension; only these sets are used, and get no gradient. None for all.
         """
         features = torch.cat([observation, action], -1)
-        columns = features.reshape(-1, features.shape[-1]).T
+        rows = features if features.ndim == 2 else features.reshape(-1, features.shape[-1])
         layers = dict(params.get("net").items())
         linear = [name for name, layer in self.net._modules.items() if type(layer) is nn.Linear]  # also one used twice
         values = [value for name in linear for value in _weight_and_bias(layers[name])]
@@ -190,9 +190,9 @@ class QValueNetwork(nn.Module):
             with torch.no_grad():
                 values = [value[frozen] for value in values]
         if all(type(layer) in (nn.Linear, *FUSED) for layer in self.net) and can_fuse(features, values):
-            columns = apply(columns, values)
+            rows = apply(rows, values)
         else:
-            given = iter(values)
+            columns, given = rows.T, iter(values)
             for layer in self.net:
                 if type(layer) is nn.Linear:
                     weight, bias = next(given), next(given)
@@ -200,7 +200,8 @@ class QValueNetwork(nn.Module):
                     columns = torch.baddbmm(bias.unsqueeze(-1), weight, columns)
                 else:
                     columns = layer(columns)
-        return columns.mT.reshape(len(columns), *features.shape[:-1], columns.shape[1])
+            rows = columns.mT
+        return rows if features.ndim == 2 else rows.reshape(len(rows), *features.shape[:-1], rows.shape[-1])
 
     def is_plain(self) -> bool:
         """Whether this is a chain of linear layers and elementwise activations that nothing changes."""
