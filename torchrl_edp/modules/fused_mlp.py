@@ -136,7 +136,7 @@ def has_hooks(*modules: nn.Module) -> bool:
         forward = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
         if forward or module._backward_hooks or module._backward_pre_hooks:
             return True
-    return _has_any_global_hook()
+    return bool(_has_any_global_hook())
 
 
 def apply(features: Tensor, params: Sequence[Tensor]) -> Tensor:
