@@ -14,7 +14,7 @@ from training_helpers import ACTIONS, OBSERVATIONS, make_data, make_loss, make_s
 from torchrl_edp import EDPActor, EDPTD3Loss, NoiseSchedule
 from torchrl_edp.modules import kernels
 from torchrl_edp.training import EDPTargetUpdate, TrainState
-from torchrl_edp.training.state import _rows
+from torchrl_edp.training.batches import take_rows
 
 
 def parameters(loss) -> dict[str, torch.Tensor]:
@@ -187,9 +187,11 @@ def test_a_batch_is_the_rows_of_everything_that_is_a_tensor():
     data = make_data().buffer[:]
     data["next", "name"] = NonTensorStack(*map(str, range(64)))
     index = torch.tensor([3, 0, 3])
-    assert_close(_rows(data, index), data[index].exclude(("next", "name")), rtol=0, atol=0)
+    assert_close(take_rows(data, index), data[index].exclude(("next", "name")), rtol=0, atol=0)
     seeds = torch.stack([index, index + 1])
-    assert_close(_rows(data, seeds).exclude(("next", "name")), data.exclude(("next", "name"))[seeds], rtol=0, atol=0)
+    assert_close(
+        take_rows(data, seeds).exclude(("next", "name")), data.exclude(("next", "name"))[seeds], rtol=0, atol=0
+    )
 
 
 def test_a_storage_may_have_two_dimensions():

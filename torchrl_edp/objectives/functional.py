@@ -133,7 +133,7 @@ def _normalized(weight: Tensor, normalization: WeightNormalization | None, mask:
 
 
 def mean_of_each(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mean of every entry: eagerly, of entries of one shape all at once, in a third of the time.
+    """The mean of every entry; eagerly all at once if they have one shape, which is fewer calls.
 
     Examples:
         >>> mean_of_each({"error": torch.tensor([1.0, 3.0]), "value": torch.tensor([2.0, 2.0])})

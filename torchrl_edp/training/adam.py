@@ -93,7 +93,7 @@ class NetworkOptimizer:
         options: dict[str, Any] = {"lr": self.lr, "beta1": _BETA1, "beta2": _BETA2, "eps": _EPS, "found_inf": found_inf}
         options |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
         taken = torch.ones_like(steps[0]) if valid is None else valid.to(steps[0].dtype)
-        torch._foreach_add_(steps, [taken] * len(steps))  # a list takes a third of the time of one number
+        torch._foreach_add_(steps, [taken] * len(steps))  # of a number it would make a tensor each time
         torch._fused_adam_(parameters, gradients, means, squares, [], steps, **options)
 
     def _traced_step(self, gradients: list[Tensor], norm: Tensor, state: _State, valid: Tensor | None) -> None:

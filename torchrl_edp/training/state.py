@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
+from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import LossModule
 
 from torchrl_edp.diffusion import check_interval
 from torchrl_edp.modules import fused_networks, fused_sampling
 from torchrl_edp.objectives import MultiSeedLoss
 from torchrl_edp.training.adam import NetworkOptimizer
+from torchrl_edp.training.batches import is_uniform, take_rows
 from torchrl_edp.training.bias import AddBiasLater
 from torchrl_edp.training.exponential import InlineExp
 from torchrl_edp.training.finite import not_finite
@@ -145,7 +146,7 @@ class TrainState:
         names = ("loss",) if update_order == "joint" else loss.sequential_terms
         self._terms = [_term(loss, name, len(self._seeds)) for name in names]
         # A uniform sampler's batch is gathered inside the update; any other buffer draws its own.
-        self._storage = buffer[:] if _is_plain(buffer) else None
+        self._storage = buffer[:] if is_uniform(buffer) else None
         self._step = self._compile() if compile else self._update
 
     def _compile(self) -> Callable[..., _Updated]:
@@ -272,7 +273,7 @@ class TrainState:
     def _update(self, batch: TensorDictBase, index: Tensor | None) -> _Updated:
         """The update as a function of tensors, all of them changed in place; compiled, it is one graph."""
         if index is not None:
-            batch = _rows(batch, index)
+            batch = take_rows(batch, index)
         metrics: dict[str, Tensor] = {}
         valid = torch.ones((), dtype=torch.bool, device=self.device)
         for term in self._terms:
@@ -301,27 +302,11 @@ class TrainState:
         return {f"grad_norm_{name}": norm for name, norm in norms.items()}, valid
 
 
-def _rows(data: TensorDictBase, index: Tensor) -> TensorDictBase:
-    """``data[index]``, but eagerly in half the time, and without what is no tensor, which no loss can differentiate."""
-    if index.ndim > 1 or torch.compiler.is_compiling():
-        return data[index]
-    return data.apply(lambda value: value.index_select(0, index), batch_size=index.shape)
-
-
 def _go(valid: Tensor) -> tuple[bool, Tensor | None]:
     """Whether to take a step, and its mask: eagerly on a CPU ``valid`` can be read, elsewhere that would be a sync."""
     if torch.compiler.is_compiling() or valid.device.type != "cpu":
         return True, valid
     return bool(valid), None
-
-
-def _is_plain(buffer: TensorDictReplayBuffer) -> bool:
-    """Whether a batch of ``buffer`` is nothing but rows of its full storage, drawn uniformly."""
-    storage = buffer.storage
-    fixed = isinstance(storage, TensorStorage) and len(storage) == storage.max_size and storage.ndim == 1
-    stock = type(buffer) is TensorDictReplayBuffer and type(buffer.sampler) is RandomSampler
-    collates = getattr(buffer._collate_fn, "__name__", "") != "_collate_id"  # TorchRL's own for tensors
-    return fixed and stock and not len(buffer._transform) and not collates
 
 
 def _parameters_by_network(loss: LossModule) -> dict[str, list[torch.nn.Parameter]]:
