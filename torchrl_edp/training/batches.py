@@ -9,7 +9,13 @@ from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
 
 
 def is_uniform(buffer: TensorDictReplayBuffer) -> bool:
-    """Whether a batch of ``buffer`` is nothing but rows of its full storage, drawn uniformly."""
+    """Whether a batch of ``buffer`` is nothing but rows of its full storage, drawn uniformly.
+
+    Examples:
+        >>> from torchrl.data import LazyTensorStorage
+        >>> is_uniform(TensorDictReplayBuffer(storage=LazyTensorStorage(2), batch_size=2))  # nothing in it yet
+        False
+    """
     storage = buffer.storage
     fixed = isinstance(storage, TensorStorage) and len(storage) == storage.max_size and storage.ndim == 1
     stock = type(buffer) is TensorDictReplayBuffer and type(buffer.sampler) is RandomSampler
