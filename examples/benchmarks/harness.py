@@ -97,10 +97,13 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
+    """Its name, with the family and model by which virtual machines of one name differ."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in about:
+        return platform.processor() or platform.machine()
+    return f"{about['model name']} (family {about.get('cpu family', '?')}, model {about.get('model', '?')})"
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:

@@ -107,7 +107,7 @@ class CompileSettings:
 
     # None: compile runs of at least 5,000 updates, and what samples in them if its solver makes at most 30 calls.
     compile: bool | None = None
-    # Matrix products on a CPU by oneDNN in place of MKL, in float32: twice as fast on an AMD EPYC, not on a Xeon.
+    # Matrix products on a CPU by oneDNN in place of MKL, in float32: on some of AMD's processors twice as fast.
     onednn: bool = False
 
 

@@ -114,7 +114,7 @@ def set_matmul_precision(precision: str = "highest", *, onednn: bool = False) ->
             the last two round to TF32 on GPUs, the last one to bfloat16 on CPUs with AMX.
 
     Keyword Args:
-        onednn: on a CPU, in place of the default library (MKL on x86): twice as fast on an AMD EPYC, not on a Xeon.
+        onednn: on a CPU, in place of the default library (MKL on x86): on some of AMD's processors twice as fast.
 
     Raises:
         ValueError: for other names, which torch only warns of.
