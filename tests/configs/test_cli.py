@@ -154,6 +154,7 @@ def test_help_names_the_choices():
     text = help_text("edp_iql")
     assert "  solver: dpm_solver_pp  # ddpm, ddim, dpm_solver, dpm_solver_pp\n" in text
     assert "\npreset: default  # default, paper, reference, reference-dpm\n" in text
+    assert "  loss_function: l2  # l2, l1, smooth_l1\n" in text
     assert not re.search(r"  lr: .*#", text)
 
 

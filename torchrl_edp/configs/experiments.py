@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from torchrl_edp.configs.signature import loss_fields
 from torchrl_edp.objectives import CRRLoss, EDPCRRLoss, EDPIQLLoss, EDPTD3Loss
 from torchrl_edp.objectives.common import EDPLoss
+from torchrl_edp.objectives.functional import LossFunction
 from torchrl_edp.training.build import DiffusionSettings, choice
 from torchrl_edp.training.settings import (
     ALGORITHMS,
@@ -19,8 +20,6 @@ from torchrl_edp.training.settings import (
     PolicySettings,
     RunSettings,
 )
-
-DISTANCES = ("l2", "l1", "smooth_l1")
 
 # Arguments that a script sets itself, or that concern other pipelines than its own.
 _NOT_SETTINGS = (
@@ -104,7 +103,7 @@ class TD3BCLossSettings:
 
     gamma: float = 0.99
     num_qvalue_nets: int = 2
-    loss_function: str = choice("l2", DISTANCES)
+    loss_function: str = choice("l2", get_args(LossFunction))
     alpha: float = 2.5
     policy_noise: float = 0.2
     noise_clip: float = 0.5
@@ -116,7 +115,7 @@ class IQLLossSettings:
 
     gamma: float = 0.99
     num_qvalue_nets: int = 2
-    loss_function: str = choice("l2", DISTANCES)
+    loss_function: str = choice("l2", get_args(LossFunction))
     temperature: float = 3.0
     expectile: float = 0.7
 

@@ -18,7 +18,7 @@ from torchrl_edp.modules.fused_mlp import checkpoint_contexts
 from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.objectives.critics import CriticEnsembleLoss
 from torchrl_edp.objectives.ensemble import check_choice
-from torchrl_edp.objectives.functional import Aggregation, StepTable, StepWeighting, step_weights
+from torchrl_edp.objectives.functional import Aggregation, LossFunction, StepTable, StepWeighting, step_weights
 
 ActionReduction = Literal["mean", "sum"]
 GuidanceStart = Literal["data", "noise"]
@@ -81,7 +81,7 @@ class EDPLoss(CriticEnsembleLoss):
         action_reduction: ActionReduction,
         qvalue_aggregation: Aggregation,
         pessimism: float,
-        loss_function: str,
+        loss_function: LossFunction,
         reduction: str | None,
         scalar_output_mode: str | None,
         deactivate_vmap: bool,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -19,7 +19,7 @@ from torchrl_edp.diffusion import check_interval
 from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.modules.selection import fold_candidates
 from torchrl_edp.objectives.ensemble import check_choice, check_modules, independent_copies, is_plain
-from torchrl_edp.objectives.functional import Aggregation, aggregate_qvalues, mean_of_each
+from torchrl_edp.objectives.functional import Aggregation, LossFunction, aggregate_qvalues, mean_of_each
 
 
 class CriticEnsembleLoss(LossModule):
@@ -67,7 +67,7 @@ class CriticEnsembleLoss(LossModule):
     target_qvalue_network_params: TensorDictParams
     qvalue_aggregation: Aggregation
     pessimism: float
-    loss_function: str
+    loss_function: LossFunction
     deactivate_vmap: bool
 
     def __init__(
@@ -75,7 +75,7 @@ class CriticEnsembleLoss(LossModule):
         *,
         qvalue_aggregation: Aggregation,
         pessimism: float,
-        loss_function: str,
+        loss_function: LossFunction,
         reduction: str | None,
         scalar_output_mode: str | None,
         deactivate_vmap: bool,
@@ -84,7 +84,7 @@ class CriticEnsembleLoss(LossModule):
         self._in_keys: list[NestedKey] = []
         super().__init__()
         check_choice("scalar_output_mode", scalar_output_mode, (None, "exclude", "non_tensor"))
-        check_choice("loss_function", loss_function, ("l2", "l1", "smooth_l1"))
+        check_choice("loss_function", loss_function, get_args(LossFunction))
         check_choice("reduction", reduction, (None, "mean", "sum", "none"))
         check_choice("use_prioritized_weights", use_prioritized_weights, ("auto", True, False))
         check_interval("pessimism", pessimism, "[0, inf)")

@@ -14,7 +14,13 @@ from torchrl.objectives.utils import _GAMMA_LMBDA_DEPREC_ERROR
 from torchrl_edp.diffusion import check_interval, clip
 from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, GuidanceStart
 from torchrl_edp.objectives.ensemble import check_choice
-from torchrl_edp.objectives.functional import Aggregation, StepWeighting, WeightFunction, WeightNormalization
+from torchrl_edp.objectives.functional import (
+    Aggregation,
+    LossFunction,
+    StepWeighting,
+    WeightFunction,
+    WeightNormalization,
+)
 from torchrl_edp.objectives.likelihood import Deviation, Likelihood, LikelihoodLoss
 from torchrl_edp.objectives.sampled_target import SampledTargetLoss
 
@@ -124,7 +130,7 @@ class EDPCRRLoss(LikelihoodLoss, SampledTargetLoss):
         qvalue_network: TensorDictModule | list[TensorDictModule],
         *,
         num_qvalue_nets: int = 2,
-        loss_function: str = "l2",
+        loss_function: LossFunction = "l2",
         temperature: float = 1.0,
         weight_function: WeightFunction = "exp",
         baseline: Baseline = "mean",

@@ -16,7 +16,13 @@ from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.objectives.critics import CriticEnsembleLoss
 from torchrl_edp.objectives.crr import Baseline
 from torchrl_edp.objectives.ensemble import check_choice
-from torchrl_edp.objectives.functional import Aggregation, WeightFunction, WeightNormalization, advantage_weight
+from torchrl_edp.objectives.functional import (
+    Aggregation,
+    LossFunction,
+    WeightFunction,
+    WeightNormalization,
+    advantage_weight,
+)
 
 
 class CRRLoss(CriticEnsembleLoss):
@@ -93,7 +99,7 @@ class CRRLoss(CriticEnsembleLoss):
         qvalue_network: TensorDictModule | list[TensorDictModule],
         *,
         num_qvalue_nets: int = 2,
-        loss_function: str = "l2",
+        loss_function: LossFunction = "l2",
         temperature: float = 1.0,
         weight_function: WeightFunction = "exp",
         baseline: Baseline = "mean",

@@ -15,6 +15,7 @@ WeightNormalization = Literal["mean", "softmax"]
 StepWeighting = Literal["uniform", "alpha_bar", "snr"]
 Aggregation = Literal["min", "mean", "lcb"]
 WeightFunction = Literal["exp", "step"]
+LossFunction = Literal["l2", "l1", "smooth_l1"]
 
 
 def aggregate_qvalues(qvalues: Tensor, aggregation: Aggregation = "min", pessimism: float = 1.0) -> Tensor:

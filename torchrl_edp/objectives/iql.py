@@ -15,7 +15,13 @@ from torchrl_edp.diffusion import check_interval
 from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, EDPLoss, GuidanceStart
 from torchrl_edp.objectives.ensemble import check_modules
-from torchrl_edp.objectives.functional import Aggregation, StepWeighting, WeightNormalization, expectile_loss
+from torchrl_edp.objectives.functional import (
+    Aggregation,
+    LossFunction,
+    StepWeighting,
+    WeightNormalization,
+    expectile_loss,
+)
 from torchrl_edp.objectives.likelihood import Deviation, Likelihood, LikelihoodLoss
 
 
@@ -129,7 +135,7 @@ class EDPIQLLoss(LikelihoodLoss):
         value_network: TensorDictModule,
         *,
         num_qvalue_nets: int = 2,
-        loss_function: str = "l2",
+        loss_function: LossFunction = "l2",
         temperature: float = 3.0,
         expectile: float = 0.7,
         weight_cap: float | None = 100.0,

@@ -17,7 +17,7 @@ from torchrl_edp.modules.actor import spec_bounds
 from torchrl_edp.modules.parameters import parameters_in
 from torchrl_edp.objectives.common import ActionReduction, DiffusionTerms, GuidanceStart
 from torchrl_edp.objectives.ensemble import check_choice, is_plain
-from torchrl_edp.objectives.functional import Aggregation, StepWeighting
+from torchrl_edp.objectives.functional import Aggregation, LossFunction, StepWeighting
 from torchrl_edp.objectives.sampled_target import SampledTargetLoss
 
 GuidanceQValue = Literal["random", "mean", "min"]
@@ -113,7 +113,7 @@ class EDPTD3Loss(SampledTargetLoss):
         action_spec: TensorSpec | None = None,
         bounds: tuple[float, float] | tuple[Tensor, Tensor] | None = None,
         num_qvalue_nets: int = 2,
-        loss_function: str = "l2",
+        loss_function: LossFunction = "l2",
         alpha: float = 2.0,
         guidance_qvalue: GuidanceQValue = "random",
         qvalue_normalization: Normalization | None = "same",
