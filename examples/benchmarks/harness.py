@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from torchrl_edp.training import set_matmul_precision
+from torchrl_edp.training.run import processor
 
 # Before the process's first product, after which AMX stays on: without it oneDNN's products are float32.
 set_matmul_precision(onednn=True)
@@ -89,21 +90,11 @@ def _row(case: Case, rates: list[float]) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """The machine and the versions, as results name them."""
-    about = {"processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version()}
+    about = {"processor": processor(), "threads": torch.get_num_threads(), "python": platform.python_version()}
     about |= {name: version(name) for name in ("torch", "torchrl", "tensordict")}
     if torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()
     return about
-
-
-def _processor() -> str:
-    """Its name, with the family and model by which virtual machines of one name differ."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    if "model name" not in about:
-        return platform.processor() or platform.machine()
-    return f"{about['model name']} (family {about.get('cpu family', '?')}, model {about.get('model', '?')})"
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from training_helpers import make_state
 from torchrl_edp.evaluation import EvaluationResult
 from torchrl_edp.evaluation.plots import _VALUES
 from torchrl_edp.training import RunFolder, train
+from torchrl_edp.training.run import processor
 from torchrl_edp.training.setup import choose_compile
 
 
@@ -94,3 +95,14 @@ def test_csv_logger_of_torchrl(tmp_path):
 def test_short_runs_are_not_compiled():
     assert choose_compile(None, 100) is False
     assert choose_compile(False, 10**6) is False
+
+
+def test_a_processor_is_named_with_what_tells_it_from_others_of_that_name(tmp_path):
+    info = tmp_path / "cpuinfo"
+    core = "cpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\n\n"
+    info.write_text(core.format(17) * 2)
+    assert processor(info) == "2 x AMD EPYC (family 25, model 17)"
+    info.write_text(core.format(1))
+    assert processor(info) == "1 x AMD EPYC (family 25, model 1)"
+    info.write_text("processor\t: 0\nCPU part\t: 0xd0c\n\n")  # ARM's
+    assert processor(info) == processor(tmp_path / "none") != ""

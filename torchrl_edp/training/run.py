@@ -131,7 +131,7 @@ class RunFolder:
         """Write ``summary.json``: the given values and the versions that made them."""
         versions = {"python": platform.python_version()}
         versions |= {package: importlib.metadata.version(package) for package in PACKAGES}
-        summary = {**values, "machine": platform.machine(), "processor": _processor(), "versions": versions}
+        summary = {**values, "machine": platform.machine(), "processor": processor(), "versions": versions}
         # In one piece: who waits for the run's end must not read half of it.
         replace_file(self.path / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
         return summary
@@ -147,8 +147,11 @@ def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return means
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """How many processors of which name, family and model: virtual machines of one name differ by the last two."""
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
+    entries = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+    about, count = dict(entries), sum(name == "model name" for name, _ in entries)
+    if not count:
+        return platform.processor() or platform.machine()
+    return f"{count} x {about['model name']} (family {about.get('cpu family', '?')}, model {about.get('model', '?')})"
